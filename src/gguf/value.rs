@@ -1,0 +1,148 @@
+//! GGUF metadata: typed values under ordered keys.
+//!
+//! Layout: `ggml/docs/gguf.md`. Strings are bytes, since vocabularies hold pieces that are not UTF-8.
+
+use bstr::BString;
+use indexmap::IndexMap;
+
+/// One metadata value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    String(BString),
+    Array(Array),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+/// A metadata array: one element type, so a mixed array cannot be built.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Array {
+    U8(Vec<u8>),
+    I8(Vec<i8>),
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    F32(Vec<f32>),
+    Bool(Vec<bool>),
+    String(Vec<BString>),
+    Array(Vec<Array>),
+    U64(Vec<u64>),
+    I64(Vec<i64>),
+    F64(Vec<f64>),
+}
+
+impl Value {
+    /// A string value.
+    pub fn string(s: impl Into<Vec<u8>>) -> Self {
+        Value::String(BString::new(s.into()))
+    }
+
+    /// An array of strings.
+    pub fn strings<S: Into<Vec<u8>>>(items: impl IntoIterator<Item = S>) -> Self {
+        Value::Array(Array::String(items.into_iter().map(|s| BString::new(s.into())).collect()))
+    }
+
+    /// The value as UTF-8 text, where it is a string of that kind.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Value::String(s) => std::str::from_utf8(s).ok(),
+            _ => None,
+        }
+    }
+
+    /// The value as an unsigned number, where it is a non-negative integer of any width.
+    pub fn as_u64(&self) -> Option<u64> {
+        match *self {
+            Value::U8(v) => Some(v.into()),
+            Value::U16(v) => Some(v.into()),
+            Value::U32(v) => Some(v.into()),
+            Value::U64(v) => Some(v),
+            Value::I8(v) => v.try_into().ok(),
+            Value::I16(v) => v.try_into().ok(),
+            Value::I32(v) => v.try_into().ok(),
+            Value::I64(v) => v.try_into().ok(),
+            _ => None,
+        }
+    }
+
+    /// The value as a floating-point number, where it is one.
+    pub fn as_f64(&self) -> Option<f64> {
+        match *self {
+            Value::F32(v) => Some(v.into()),
+            Value::F64(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// The value as a truth value, where it is one.
+    pub fn as_bool(&self) -> Option<bool> {
+        match *self {
+            Value::Bool(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+/// Keys and values in file order. Setting a key again keeps its place, as gguf-py's writer does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metadata(IndexMap<String, Value>);
+
+impl Metadata {
+    /// No keys.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a key; a key that is there keeps its place.
+    pub fn set(&mut self, key: impl Into<String>, value: Value) {
+        self.0.insert(key.into(), value);
+    }
+
+    /// Sets a key and moves it to the end.
+    pub fn set_last(&mut self, key: &str, value: Value) {
+        self.0.shift_remove(key);
+        self.0.insert(key.to_owned(), value);
+    }
+
+    /// Removes a key; the others keep their order.
+    pub fn remove(&mut self, key: &str) -> Option<Value> {
+        self.0.shift_remove(key)
+    }
+
+    /// The value under a key.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key)
+    }
+
+    /// All pairs in file order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v))
+    }
+
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Appends all pairs of another set, in their order.
+    pub fn extend(&mut self, other: Metadata) {
+        for (k, v) in other.0 {
+            self.set(k, v);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The recipe: placeholder until the spine lands.
