@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 
 /// One metadata value.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // the variants are the types of the format
 pub enum Value {
     U8(u8),
     I8(i8),
@@ -25,6 +26,7 @@ pub enum Value {
 
 /// A metadata array: one element type, so a mixed array cannot be built.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // as above
 pub enum Array {
     U8(Vec<u8>),
     I8(Vec<i8>),

@@ -2,7 +2,7 @@
 
 /// A tensor element type of GGUF, by ggml's name. The discriminant is the number in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(non_camel_case_types)]
+#[allow(non_camel_case_types, missing_docs)] // ggml's own names
 #[repr(u32)]
 pub enum GgmlType {
     F32 = 0,
