@@ -44,6 +44,33 @@ pub enum Array {
 }
 
 impl Value {
+    /// The number of the value's type in a file (`enum gguf_type`).
+    pub fn type_id(&self) -> u32 {
+        match self {
+            Value::U8(_) => 0,
+            Value::I8(_) => 1,
+            Value::U16(_) => 2,
+            Value::I16(_) => 3,
+            Value::U32(_) => 4,
+            Value::I32(_) => 5,
+            Value::F32(_) => 6,
+            Value::Bool(_) => 7,
+            Value::String(_) => 8,
+            Value::Array(_) => 9,
+            Value::U64(_) => 10,
+            Value::I64(_) => 11,
+            Value::F64(_) => 12,
+        }
+    }
+
+    /// The type's name as llama.cpp prints it; an array's says what it holds.
+    pub fn type_name(&self) -> String {
+        match self {
+            Value::Array(a) => format!("arr[{}]", type_name(a.element_type_id())),
+            other => type_name(other.type_id()).to_owned(),
+        }
+    }
+
     /// A string value.
     pub fn string(s: impl Into<Vec<u8>>) -> Self {
         Value::String(BString::new(s.into()))
@@ -92,6 +119,58 @@ impl Value {
             Value::Bool(v) => Some(v),
             _ => None,
         }
+    }
+}
+
+/// `gguf_type_name` of a type number below 13.
+fn type_name(id: u32) -> &'static str {
+    const NAMES: [&str; 13] =
+        ["u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "arr", "u64", "i64", "f64"];
+    NAMES.get(id as usize).copied().unwrap_or("unknown")
+}
+
+impl Array {
+    /// The number of the elements' type in a file (`enum gguf_type`).
+    pub fn element_type_id(&self) -> u32 {
+        match self {
+            Array::U8(_) => 0,
+            Array::I8(_) => 1,
+            Array::U16(_) => 2,
+            Array::I16(_) => 3,
+            Array::U32(_) => 4,
+            Array::I32(_) => 5,
+            Array::F32(_) => 6,
+            Array::Bool(_) => 7,
+            Array::String(_) => 8,
+            Array::Array(_) => 9,
+            Array::U64(_) => 10,
+            Array::I64(_) => 11,
+            Array::F64(_) => 12,
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Array::U8(a) => a.len(),
+            Array::I8(a) => a.len(),
+            Array::U16(a) => a.len(),
+            Array::I16(a) => a.len(),
+            Array::U32(a) => a.len(),
+            Array::I32(a) => a.len(),
+            Array::F32(a) => a.len(),
+            Array::Bool(a) => a.len(),
+            Array::String(a) => a.len(),
+            Array::Array(a) => a.len(),
+            Array::U64(a) => a.len(),
+            Array::I64(a) => a.len(),
+            Array::F64(a) => a.len(),
+        }
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 

@@ -120,10 +120,10 @@ impl GgmlType {
         Geometry { elements: e.2, bytes: e.3 }
     }
 
-    /// Bytes of a row of `elements`, or `None` when that is not a whole number of blocks.
+    /// Bytes of a row of `elements`, or `None` when that is not a whole number of blocks (or overflows `u64`).
     pub fn row_bytes(self, elements: u64) -> Option<u64> {
         let g = self.geometry();
-        elements.is_multiple_of(g.elements).then(|| elements / g.elements * g.bytes)
+        if elements.is_multiple_of(g.elements) { (elements / g.elements).checked_mul(g.bytes) } else { None }
     }
 
     /// Whether the type holds blocks of codes and scales rather than plain numbers.
