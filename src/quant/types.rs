@@ -1,4 +1,7 @@
-//! The block types of ggml: identity and geometry of each, in one table.
+//! The block types of ggml: identity, geometry and functions of each, in one table.
+
+use super::lanes::{self, Isa};
+use super::{Rows, k_affine, legacy, plain};
 
 /// A tensor element type of GGUF, by ggml's name. The discriminant is the number in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,81 +52,196 @@ pub struct Geometry {
     pub bytes: u64,
 }
 
-/// One row per type: type, name, elements per block, bytes per block.
-const TABLE: &[(GgmlType, &str, u64, u64)] = {
+/// What a type does with an importance matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImatrixRule {
+    /// It has no use for one.
+    Ignored,
+    /// It weighs errors by one if there is one.
+    Optional,
+    /// It cannot be made without one.
+    Required,
+}
+
+/// Where the bytes of a block hold a float that must be finite (`ggml_validate_row_data`).
+#[derive(Clone, Copy)]
+#[allow(dead_code)] // some families have none or their own
+pub(super) enum Scales {
+    /// Nowhere: every pattern of bits is a number.
+    Any,
+    /// f16 scales at these offsets.
+    F16(&'static [usize]),
+    /// The element is a BF16.
+    BF16,
+    /// The element is an F32.
+    F32,
+    /// Whatever this function looks at: whether the block is sound.
+    Sound(fn(&[u8]) -> bool),
+}
+
+/// Encodes one row: elements, the weights of its columns, the encoded bytes.
+pub(super) type Quantizer = fn(&[f32], Option<&[f32]>, &mut [u8]);
+/// Encodes whole rows on an instruction set (`lanes::run`).
+pub(super) type LaneQuantizer = fn(Isa, Rows<'_>, &mut [u8]);
+/// Decodes any number of blocks.
+pub(super) type Dequantizer = fn(&[u8], &mut [f32]);
+
+/// The functions of a type, all in its family's file.
+pub(super) struct Codec {
+    /// What it does with an importance matrix.
+    pub(super) imatrix: ImatrixRule,
+    /// The reference, which defines the bytes.
+    pub(super) reference: Quantizer,
+    /// The kernel over lanes, if it has one.
+    pub(super) lanes: Option<LaneQuantizer>,
+    /// The decoder.
+    pub(super) dequantize: Dequantizer,
+    scales: Scales,
+    block_bytes: usize,
+}
+
+impl Codec {
+    /// The first block that `ggml_validate_row_data` refuses.
+    pub(super) fn first_bad_block(&self, bytes: &[u8]) -> Option<usize> {
+        let half = |b: &[u8], at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
+        let blocks = bytes.chunks_exact(self.block_bytes);
+        match self.scales {
+            Scales::Any => None,
+            Scales::F16(at) => {
+                at.iter().filter_map(|&at| blocks.clone().position(|b| half(b, at) & 0x7c00 == 0x7c00)).min()
+            }
+            Scales::BF16 => blocks.clone().position(|b| half(b, 0) & 0x7f80 == 0x7f80),
+            Scales::F32 => blocks.clone().position(|b| half(b, 2) & 0x7f80 == 0x7f80),
+            Scales::Sound(sound) => blocks.clone().position(|b| !sound(b)),
+        }
+    }
+}
+
+/// A type: identity, geometry and functions.
+struct Entry {
+    ty: GgmlType,
+    name: &'static str,
+    elements: u64,
+    bytes: u64,
+    /// `None`: numbers that are copied as they are, or a family that is not here.
+    codec: Option<Codec>,
+}
+
+/// A type with functions: elements and bytes of a block, imatrix rule, reference, lanes, decoder, scales.
+#[allow(clippy::too_many_arguments)] // a row of the table
+const fn block(
+    ty: GgmlType,
+    name: &'static str,
+    elements: u64,
+    bytes: u64,
+    imatrix: ImatrixRule,
+    reference: Quantizer,
+    lanes: Option<LaneQuantizer>,
+    dequantize: Dequantizer,
+    scales: Scales,
+) -> Entry {
+    let codec = Codec { imatrix, reference, lanes, dequantize, scales, block_bytes: bytes as usize };
+    Entry { ty, name, elements, bytes, codec: Some(codec) }
+}
+
+/// A type that is only ever copied.
+const fn copied(ty: GgmlType, name: &'static str, elements: u64, bytes: u64) -> Entry {
+    Entry { ty, name, elements, bytes, codec: None }
+}
+
+/// One row per type, in the order of their numbers.
+#[rustfmt::skip]
+static TABLE: &[Entry] = {
     use GgmlType::*;
+    use ImatrixRule::*;
     &[
-        (F32, "F32", 1, 4),
-        (F16, "F16", 1, 2),
-        (Q4_0, "Q4_0", 32, 18),
-        (Q4_1, "Q4_1", 32, 20),
-        (Q5_0, "Q5_0", 32, 22),
-        (Q5_1, "Q5_1", 32, 24),
-        (Q8_0, "Q8_0", 32, 34),
-        (Q2_K, "Q2_K", 256, 84),
-        (Q3_K, "Q3_K", 256, 110),
-        (Q4_K, "Q4_K", 256, 144),
-        (Q5_K, "Q5_K", 256, 176),
-        (Q6_K, "Q6_K", 256, 210),
-        (IQ2_XXS, "IQ2_XXS", 256, 66),
-        (IQ2_XS, "IQ2_XS", 256, 74),
-        (IQ3_XXS, "IQ3_XXS", 256, 98),
-        (IQ1_S, "IQ1_S", 256, 50),
-        (IQ4_NL, "IQ4_NL", 32, 18),
-        (IQ3_S, "IQ3_S", 256, 110),
-        (IQ2_S, "IQ2_S", 256, 82),
-        (IQ4_XS, "IQ4_XS", 256, 136),
-        (I8, "I8", 1, 1),
-        (I16, "I16", 1, 2),
-        (I32, "I32", 1, 4),
-        (I64, "I64", 1, 8),
-        (F64, "F64", 1, 8),
-        (IQ1_M, "IQ1_M", 256, 56),
-        (BF16, "BF16", 1, 2),
-        (TQ1_0, "TQ1_0", 256, 54),
-        (TQ2_0, "TQ2_0", 256, 66),
-        (MXFP4, "MXFP4", 32, 17),
-        (NVFP4, "NVFP4", 64, 36),
-        (Q1_0, "Q1_0", 128, 18),
-        (Q2_0, "Q2_0", 64, 18),
+        block(F32, "F32", 1, 4, Ignored, plain::f32_to_bytes, None, plain::f32_from_bytes, Scales::F32),
+        block(F16, "F16", 1, 2, Ignored, plain::f32_to_f16, None, plain::f16_to_f32, Scales::F16(&[0])),
+        block(Q4_0, "Q4_0", 32, 18, Optional, legacy::q4_0, None, legacy::dequantize_q4_0, Scales::F16(&[0])),
+        copied(Q4_1, "Q4_1", 32, 20),
+        copied(Q5_0, "Q5_0", 32, 22),
+        copied(Q5_1, "Q5_1", 32, 24),
+        block(Q8_0, "Q8_0", 32, 34, Ignored, legacy::q8_0, Some(lanes::run::<legacy::Q8_0>), legacy::dequantize_q8_0, Scales::F16(&[0])),
+        copied(Q2_K, "Q2_K", 256, 84),
+        copied(Q3_K, "Q3_K", 256, 110),
+        block(Q4_K, "Q4_K", 256, 144, Optional, k_affine::q4_k, None, k_affine::dequantize_q4_k, Scales::F16(&[0, 2])),
+        copied(Q5_K, "Q5_K", 256, 176),
+        copied(Q6_K, "Q6_K", 256, 210),
+        copied(IQ2_XXS, "IQ2_XXS", 256, 66),
+        copied(IQ2_XS, "IQ2_XS", 256, 74),
+        copied(IQ3_XXS, "IQ3_XXS", 256, 98),
+        copied(IQ1_S, "IQ1_S", 256, 50),
+        copied(IQ4_NL, "IQ4_NL", 32, 18),
+        copied(IQ3_S, "IQ3_S", 256, 110),
+        copied(IQ2_S, "IQ2_S", 256, 82),
+        copied(IQ4_XS, "IQ4_XS", 256, 136),
+        copied(I8, "I8", 1, 1),
+        copied(I16, "I16", 1, 2),
+        copied(I32, "I32", 1, 4),
+        copied(I64, "I64", 1, 8),
+        copied(F64, "F64", 1, 8),
+        copied(IQ1_M, "IQ1_M", 256, 56),
+        block(BF16, "BF16", 1, 2, Ignored, plain::f32_to_bf16, None, plain::bf16_to_f32, Scales::BF16),
+        copied(TQ1_0, "TQ1_0", 256, 54),
+        copied(TQ2_0, "TQ2_0", 256, 66),
+        copied(MXFP4, "MXFP4", 32, 17),
+        copied(NVFP4, "NVFP4", 64, 36),
+        copied(Q1_0, "Q1_0", 128, 18),
+        copied(Q2_0, "Q2_0", 64, 18),
     ]
 };
 
 impl GgmlType {
-    fn entry(self) -> &'static (GgmlType, &'static str, u64, u64) {
-        TABLE.iter().find(|e| e.0 == self).expect("every type has its row in TABLE")
+    fn entry(self) -> &'static Entry {
+        TABLE.iter().find(|e| e.ty == self).expect("every type has its row in TABLE")
     }
 
     /// All types, in the order of their numbers.
     pub fn all() -> impl Iterator<Item = GgmlType> {
-        TABLE.iter().map(|e| e.0)
+        TABLE.iter().map(|e| e.ty)
     }
 
     /// ggml's name, in capitals.
     pub fn name(self) -> &'static str {
-        self.entry().1
+        self.entry().name
     }
 
     /// The type of a name in any case.
     pub fn from_name(name: &str) -> Option<Self> {
-        TABLE.iter().find(|e| e.1.eq_ignore_ascii_case(name)).map(|e| e.0)
+        TABLE.iter().find(|e| e.name.eq_ignore_ascii_case(name)).map(|e| e.ty)
     }
 
     /// The type of a number in a file.
     pub fn from_id(id: u32) -> Option<Self> {
-        TABLE.iter().find(|e| e.0 as u32 == id).map(|e| e.0)
+        TABLE.iter().find(|e| e.ty as u32 == id).map(|e| e.ty)
     }
 
     /// Elements and bytes of one block.
     pub fn geometry(self) -> Geometry {
         let e = self.entry();
-        Geometry { elements: e.2, bytes: e.3 }
+        Geometry { elements: e.elements, bytes: e.bytes }
     }
 
     /// Bytes of a row of `elements`, or `None` when that is not a whole number of blocks (or overflows `u64`).
     pub fn row_bytes(self, elements: u64) -> Option<u64> {
         let g = self.geometry();
         if elements.is_multiple_of(g.elements) { (elements / g.elements).checked_mul(g.bytes) } else { None }
+    }
+
+    /// The functions of the type, for all but the numbers that are only ever copied.
+    pub(super) fn codec(self) -> Option<&'static Codec> {
+        self.entry().codec.as_ref()
+    }
+
+    /// What the type does with an importance matrix; `None` for types without an encoder.
+    pub fn imatrix_rule(self) -> Option<ImatrixRule> {
+        self.codec().map(|c| c.imatrix)
+    }
+
+    /// Bits per element.
+    pub fn bits_per_weight(self) -> f64 {
+        let g = self.geometry();
+        g.bytes as f64 * 8.0 / g.elements as f64
     }
 
     /// Whether the type holds blocks of codes and scales rather than plain numbers.

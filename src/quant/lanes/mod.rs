@@ -1,0 +1,222 @@
+//! Eight independent blocks at a time, each lane in the scalar order of operations.
+//!
+//! A kernel is written once over [`Lanes`] and compiled for each instruction set; a value of a `Lanes` type
+//! proves that the CPU has it, so every method is safe. A kernel implements [`Kernel`] on an empty type, and
+//! [`run`] enters it: that function's `target_feature` covers everything below, because everything below is
+//! `inline(always)`. (Closures cannot be: kernels use none.)
+//!
+//! No operation fuses, reassociates or flushes denormals to zero, so none can slip into a quantizer.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+
+use super::Rows;
+use std::fmt::Debug;
+use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Not, Sub};
+
+pub(crate) use portable::Portable;
+
+/// Lanes in a vector.
+pub(crate) const LANES: usize = 8;
+
+/// Eight lanes of f32 and i32 on one instruction set.
+#[allow(dead_code)] // a vocabulary, complete rather than minimal
+pub(crate) trait Lanes: Copy + Debug + 'static {
+    /// Eight f32. The operators round to nearest even, each on its own.
+    type F32: Copy
+        + Add<Output = Self::F32>
+        + Sub<Output = Self::F32>
+        + Mul<Output = Self::F32>
+        + Div<Output = Self::F32>;
+    /// Eight i32. The operators wrap.
+    type I32: Copy
+        + Add<Output = Self::I32>
+        + Sub<Output = Self::I32>
+        + BitAnd<Output = Self::I32>
+        + BitOr<Output = Self::I32>
+        + BitXor<Output = Self::I32>;
+    /// Eight truth values.
+    type Mask: Copy + BitAnd<Output = Self::Mask> + BitOr<Output = Self::Mask> + Not<Output = Self::Mask>;
+
+    /// The same number in every lane.
+    fn splat(self, v: f32) -> Self::F32;
+    /// Eight numbers from memory.
+    fn load(self, v: &[f32; LANES]) -> Self::F32;
+    /// The lanes as an array.
+    fn store(self, v: Self::F32) -> [f32; LANES];
+    /// Clears the sign, also of NaN.
+    fn abs(self, v: Self::F32) -> Self::F32;
+    /// The correctly rounded square root.
+    fn sqrt(self, v: Self::F32) -> Self::F32;
+    /// `a < b ? a : b`: of equals and with a NaN, `b`.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a > b ? a : b`: of equals and with a NaN, `b`.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a < b`; false with a NaN.
+    fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `a == b`; false with a NaN.
+    fn eq(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `mask ? yes : no`, lane by lane.
+    fn select(self, mask: Self::Mask, yes: Self::F32, no: Self::F32) -> Self::F32;
+    /// Rows become columns.
+    fn transpose(self, rows: [Self::F32; LANES]) -> [Self::F32; LANES];
+    /// f16 bits in the low halves: nearest even, a NaN stays a NaN.
+    fn f16_bits(self, v: Self::F32) -> Self::I32;
+    /// The value of the f16 bits in the low halves.
+    fn f16_value(self, v: Self::I32) -> Self::F32;
+
+    /// The same integer in every lane.
+    fn splat_i(self, v: i32) -> Self::I32;
+    /// Eight integers from memory.
+    fn load_i(self, v: &[i32; LANES]) -> Self::I32;
+    /// The lanes as an array.
+    fn store_i(self, v: Self::I32) -> [i32; LANES];
+    /// Eight bytes from memory, each 0..=255.
+    fn load_u8(self, v: &[u8; LANES]) -> Self::I32;
+    /// The low byte of each lane.
+    fn store_u8(self, v: Self::I32) -> [u8; LANES];
+    /// The low bytes of four vectors.
+    fn store_u8x32(self, v: [Self::I32; 4]) -> [u8; 32];
+    /// Truncates towards zero; out of range and NaN give −2³¹ (`cvttps2dq`).
+    fn truncate(self, v: Self::F32) -> Self::I32;
+    /// The nearest f32.
+    fn to_f32(self, v: Self::I32) -> Self::F32;
+    /// The bits of the floats.
+    fn to_bits(self, v: Self::F32) -> Self::I32;
+    /// The floats of the bits.
+    fn from_bits(self, v: Self::I32) -> Self::F32;
+    /// Shifts left by `N` bits.
+    fn shl<const N: i32>(self, v: Self::I32) -> Self::I32;
+    /// Shifts right by `N` bits; zeros come in.
+    fn shr<const N: i32>(self, v: Self::I32) -> Self::I32;
+    /// The smaller integer.
+    fn min_i(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// The larger integer.
+    fn max_i(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// `a < b`.
+    fn lt_i(self, a: Self::I32, b: Self::I32) -> Self::Mask;
+    /// `a == b`.
+    fn eq_i(self, a: Self::I32, b: Self::I32) -> Self::Mask;
+    /// `mask ? yes : no`, lane by lane.
+    fn select_i(self, mask: Self::Mask, yes: Self::I32, no: Self::I32) -> Self::I32;
+    /// Entry `index & 7` of a table of eight.
+    fn lookup(self, table: Self::F32, index: Self::I32) -> Self::F32;
+    /// Entry `index & 7` of a table of eight.
+    fn lookup_i(self, table: Self::I32, index: Self::I32) -> Self::I32;
+
+    /// Bit `i` is lane `i`.
+    fn bits(self, mask: Self::Mask) -> u32;
+
+    /// Rounds half to even by adding and subtracting 1.5·2²³: `nearest_int` as a float. Only for |v| ≤ 2²².
+    #[inline(always)]
+    fn nearest(self, v: Self::F32) -> Self::F32 {
+        let magic = self.splat(12_582_912.0);
+        (v + magic) - magic
+    }
+
+    /// `nearest_int` itself, wrapping and all.
+    #[inline(always)]
+    fn nearest_int(self, v: Self::F32) -> Self::I32 {
+        let bits = self.to_bits(v + self.splat(12_582_912.0));
+        (bits & self.splat_i(0x007f_ffff)) - self.splat_i(0x0040_0000)
+    }
+
+    /// `roundf` then a cast to int: halves away from zero, out of range −2³¹.
+    #[inline(always)]
+    fn round_int(self, v: Self::F32) -> Self::I32 {
+        // The largest f32 below one half, with the sign of v: adding a full half would round 0.49999997 up.
+        let half = self.to_bits(self.splat(0.499_999_97)) | (self.to_bits(v) & self.splat_i(i32::MIN));
+        self.truncate(v + self.from_bits(half))
+    }
+
+    /// The larger of a number and `low`, but not above `high`.
+    #[inline(always)]
+    fn clamp(self, v: Self::F32, low: Self::F32, high: Self::F32) -> Self::F32 {
+        self.max(self.min(v, high), low)
+    }
+
+    /// Eight numbers from the start of a slice.
+    ///
+    /// # Panics
+    /// If the slice is shorter.
+    #[inline(always)]
+    fn load_at(self, v: &[f32]) -> Self::F32 {
+        match v.first_chunk::<LANES>() {
+            Some(v) => self.load(v),
+            None => panic!("a vector takes eight elements, not {}", v.len()),
+        }
+    }
+
+    /// Whether any lane is true.
+    #[inline(always)]
+    fn any(self, mask: Self::Mask) -> bool {
+        self.bits(mask) != 0
+    }
+
+    /// Whether every lane is true.
+    #[inline(always)]
+    fn all(self, mask: Self::Mask) -> bool {
+        self.bits(mask) == 0xff
+    }
+}
+
+/// A quantizer over lanes, implemented on an empty type.
+pub(crate) trait Kernel {
+    /// Encodes whole rows. Must be `inline(always)`, and so must all that it calls.
+    fn rows<L: Lanes>(lanes: L, rows: Rows<'_>, out: &mut [u8]);
+}
+
+/// An instruction set that this CPU has: the only way to get one is to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Set);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Set {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+}
+
+impl Isa {
+    /// Arrays that the compiler vectorises for its baseline: on every CPU.
+    pub const PORTABLE: Isa = Isa(Set::Portable);
+
+    /// Every instruction set of this CPU, best last.
+    pub fn available() -> Vec<Isa> {
+        let mut all = vec![Isa::PORTABLE];
+        #[cfg(target_arch = "x86_64")]
+        all.extend(avx2::Avx2::detect().map(|token| Isa(Set::Avx2(token))));
+        all
+    }
+
+    /// The fastest instruction set of this CPU.
+    pub fn best() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(token) = avx2::Avx2::detect() {
+            return Isa(Set::Avx2(token));
+        }
+        Isa::PORTABLE
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Set::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(_) => "avx2",
+        }
+    }
+}
+
+/// Runs a kernel on an instruction set.
+pub(crate) fn run<K: Kernel>(isa: Isa, rows: Rows<'_>, out: &mut [u8]) {
+    match isa.0 {
+        Set::Portable => K::rows(Portable, rows, out),
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx2(token) => avx2::run::<K>(token, rows, out),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! Lanes as arrays: plain Rust that the compiler vectorises for the baseline of its target (SSE2, NEON).
+
+use super::{LANES, Lanes};
+use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Not, Sub};
+
+/// The instruction set that every CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Portable;
+
+/// Eight lanes in an array.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Array<T>([T; LANES]);
+
+#[inline(always)]
+fn map<T: Copy, U: Copy + Default>(a: Array<T>, f: impl Fn(T) -> U) -> Array<U> {
+    let mut out = [U::default(); LANES];
+    for i in 0..LANES {
+        out[i] = f(a.0[i]);
+    }
+    Array(out)
+}
+
+#[inline(always)]
+fn zip<T: Copy, U: Copy, V: Copy + Default>(a: Array<T>, b: Array<U>, f: impl Fn(T, U) -> V) -> Array<V> {
+    let mut out = [V::default(); LANES];
+    for i in 0..LANES {
+        out[i] = f(a.0[i], b.0[i]);
+    }
+    Array(out)
+}
+
+macro_rules! operator {
+    ($lane:ty: $($op:ident $method:ident $f:expr;)*) => {$(
+        impl $op for Array<$lane> {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                zip(self, other, $f)
+            }
+        }
+    )*};
+}
+operator!(f32: Add add |a, b| a + b; Sub sub |a, b| a - b; Mul mul |a, b| a * b; Div div |a, b| a / b;);
+operator!(i32: Add add |a: i32, b| a.wrapping_add(b); Sub sub |a: i32, b| a.wrapping_sub(b);
+    BitAnd bitand |a, b| a & b; BitOr bitor |a, b| a | b; BitXor bitxor |a, b| a ^ b;);
+
+/// Truth values as all-zero and all-one words, which select without branches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mask(Array<i32>);
+
+impl BitAnd for Mask {
+    type Output = Self;
+    #[inline(always)]
+    fn bitand(self, other: Self) -> Self {
+        Mask(self.0 & other.0)
+    }
+}
+
+impl BitOr for Mask {
+    type Output = Self;
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        Mask(self.0 | other.0)
+    }
+}
+
+impl Not for Mask {
+    type Output = Self;
+    #[inline(always)]
+    fn not(self) -> Self {
+        Mask(map(self.0, |v| !v))
+    }
+}
+
+#[inline(always)]
+fn truth(v: bool) -> i32 {
+    -i32::from(v)
+}
+
+impl Lanes for Portable {
+    type F32 = Array<f32>;
+    type I32 = Array<i32>;
+    type Mask = Mask;
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> Array<f32> {
+        Array([v; LANES])
+    }
+    #[inline(always)]
+    fn load(self, v: &[f32; LANES]) -> Array<f32> {
+        Array(*v)
+    }
+    #[inline(always)]
+    fn store(self, v: Array<f32>) -> [f32; LANES] {
+        v.0
+    }
+    #[inline(always)]
+    fn abs(self, v: Array<f32>) -> Array<f32> {
+        map(v, f32::abs)
+    }
+    #[inline(always)]
+    fn sqrt(self, v: Array<f32>) -> Array<f32> {
+        map(v, f32::sqrt)
+    }
+    #[inline(always)]
+    fn min(self, a: Array<f32>, b: Array<f32>) -> Array<f32> {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max(self, a: Array<f32>, b: Array<f32>) -> Array<f32> {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn lt(self, a: Array<f32>, b: Array<f32>) -> Mask {
+        Mask(zip(a, b, |a, b| truth(a < b)))
+    }
+    #[inline(always)]
+    fn eq(self, a: Array<f32>, b: Array<f32>) -> Mask {
+        Mask(zip(a, b, |a, b| truth(a == b)))
+    }
+    #[inline(always)]
+    fn select(self, mask: Mask, yes: Array<f32>, no: Array<f32>) -> Array<f32> {
+        self.from_bits(self.select_i(mask, self.to_bits(yes), self.to_bits(no)))
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [Array<f32>; LANES]) -> [Array<f32>; LANES] {
+        let mut out = rows;
+        for (i, column) in out.iter_mut().enumerate() {
+            for (j, row) in rows.iter().enumerate() {
+                column.0[j] = row.0[i];
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn f16_bits(self, v: Array<f32>) -> Array<i32> {
+        map(v, |v| i32::from(half::f16::from_f32(v).to_bits()))
+    }
+    #[inline(always)]
+    fn f16_value(self, v: Array<i32>) -> Array<f32> {
+        map(v, |v| half::f16::from_bits(v as u16).to_f32())
+    }
+    #[inline(always)]
+    fn splat_i(self, v: i32) -> Array<i32> {
+        Array([v; LANES])
+    }
+    #[inline(always)]
+    fn load_i(self, v: &[i32; LANES]) -> Array<i32> {
+        Array(*v)
+    }
+    #[inline(always)]
+    fn store_i(self, v: Array<i32>) -> [i32; LANES] {
+        v.0
+    }
+    #[inline(always)]
+    fn load_u8(self, v: &[u8; LANES]) -> Array<i32> {
+        map(Array(*v), i32::from)
+    }
+    #[inline(always)]
+    fn store_u8(self, v: Array<i32>) -> [u8; LANES] {
+        map(v, |v| v as u8).0
+    }
+    #[inline(always)]
+    fn store_u8x32(self, v: [Array<i32>; 4]) -> [u8; 32] {
+        let mut out = [0; 32];
+        for (bytes, v) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(v) {
+            *bytes = self.store_u8(v);
+        }
+        out
+    }
+    #[inline(always)]
+    fn truncate(self, v: Array<f32>) -> Array<i32> {
+        map(v, super::super::search::truncate_int)
+    }
+    #[inline(always)]
+    fn to_f32(self, v: Array<i32>) -> Array<f32> {
+        map(v, |v| v as f32)
+    }
+    #[inline(always)]
+    fn to_bits(self, v: Array<f32>) -> Array<i32> {
+        map(v, |v| v.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn from_bits(self, v: Array<i32>) -> Array<f32> {
+        map(v, |v| f32::from_bits(v as u32))
+    }
+    #[inline(always)]
+    fn shl<const N: i32>(self, v: Array<i32>) -> Array<i32> {
+        map(v, |v| v << N)
+    }
+    #[inline(always)]
+    fn shr<const N: i32>(self, v: Array<i32>) -> Array<i32> {
+        map(v, |v| (v as u32 >> N) as i32)
+    }
+    #[inline(always)]
+    fn min_i(self, a: Array<i32>, b: Array<i32>) -> Array<i32> {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max_i(self, a: Array<i32>, b: Array<i32>) -> Array<i32> {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn lt_i(self, a: Array<i32>, b: Array<i32>) -> Mask {
+        Mask(zip(a, b, |a, b| truth(a < b)))
+    }
+    #[inline(always)]
+    fn eq_i(self, a: Array<i32>, b: Array<i32>) -> Mask {
+        Mask(zip(a, b, |a, b| truth(a == b)))
+    }
+    #[inline(always)]
+    fn select_i(self, mask: Mask, yes: Array<i32>, no: Array<i32>) -> Array<i32> {
+        no ^ ((yes ^ no) & mask.0)
+    }
+    #[inline(always)]
+    fn lookup(self, table: Array<f32>, index: Array<i32>) -> Array<f32> {
+        map(index, |i| table.0[(i & 7) as usize])
+    }
+    #[inline(always)]
+    fn lookup_i(self, table: Array<i32>, index: Array<i32>) -> Array<i32> {
+        map(index, |i| table.0[(i & 7) as usize])
+    }
+    #[inline(always)]
+    fn bits(self, mask: Mask) -> u32 {
+        let mut bits = 0;
+        for (i, v) in mask.0.0.iter().enumerate() {
+            bits |= (*v as u32 & 1) << i;
+        }
+        bits
+    }
+}
