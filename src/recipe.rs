@@ -15,6 +15,8 @@ use crate::quant::GgmlType;
 use crate::shape::Shape;
 
 mod eval;
+#[cfg(test)]
+mod tests;
 mod words;
 
 pub use words::{Elementwise, RowMap};

@@ -46,6 +46,40 @@ impl Recipe {
         }
     }
 
+    /// The block type whose stored bytes the rows are, where they can be copied as they are.
+    pub fn native(&self) -> Option<GgmlType> {
+        match &*self.node {
+            Node::Source(tensor) => tensor.native(),
+            Node::Rows { input, .. } => input.native(),
+            Node::Concat { parts, .. } => {
+                let first = parts.first()?.native()?;
+                parts.iter().all(|p| p.native() == Some(first)).then_some(first)
+            }
+            Node::Reshape(input) if input.shape.row_len() == self.shape.row_len() => input.native(),
+            _ => None,
+        }
+    }
+
+    /// Copies the stored blocks of rows `rows` into `out`. Call it only where [`Recipe::native`] names a type.
+    pub fn native_rows(&self, rows: Range<u64>, out: &mut [u8], scratch: &mut Scratch) -> Result<(), ReadError> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let row_bytes = out.len() as u64 / (rows.end - rows.start);
+        match &*self.node {
+            Node::Source(tensor) => tensor.read_native_rows(rows, out, scratch),
+            Node::Rows { input, map } => rows.zip(out.chunks_exact_mut(row_bytes as usize)).try_for_each(|(i, out)| {
+                let source = map.source(i);
+                input.native_rows(source..source + 1, out, scratch)
+            }),
+            Node::Concat { parts, starts } => {
+                across(parts, starts, rows, row_bytes, out, |part, r, out| part.native_rows(r, out, scratch))
+            }
+            Node::Reshape(input) => input.native_rows(rows, out, scratch),
+            _ => Err(ReadError::new(format!("{self:?}"), "has no native blocks")),
+        }
+    }
+
     /// Columns `cols` of rows `rows`, row-major: what a transposed reader needs.
     fn window(
         &self,
@@ -160,13 +194,13 @@ fn mapped(
 }
 
 /// Splits a range of rows over the parts of a concatenation.
-fn across(
+fn across<T>(
     parts: &[Recipe],
     starts: &[u64],
     rows: Range<u64>,
     width: u64,
-    out: &mut [f32],
-    mut read: impl FnMut(&Recipe, Range<u64>, &mut [f32]) -> Result<(), ReadError>,
+    out: &mut [T],
+    mut read: impl FnMut(&Recipe, Range<u64>, &mut [T]) -> Result<(), ReadError>,
 ) -> Result<(), ReadError> {
     let first = starts.partition_point(|&s| s <= rows.start).saturating_sub(1);
     let mut at = 0;

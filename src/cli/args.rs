@@ -1,0 +1,290 @@
+//! The command line, described: names, values, help. Nothing here acts.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Turns a Hugging Face model and its adapters into a quantized GGUF for llama.cpp and Ollama.
+#[derive(Debug, Parser)]
+#[command(name = "to-gguf", version, about, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do, other than converting.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The conversion.
+    #[command(flatten)]
+    pub convert: ConvertArgs,
+}
+
+const EXAMPLES: &str = "Examples:
+  to-gguf --quant q4_k_m                     in a folder that holds a model or an adapter
+  to-gguf my-model --lora my-adapter         merge an adapter, write my-model-gguf/
+  to-gguf my-adapter --quant q4_k_m,q8_0     two files from one read
+  to-gguf my-model --quant f16 -o out.gguf   one file and nothing else";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print a shell's completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options of a conversion.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Model folder, adapter folder or GGUF file [default: the current folder]
+    pub model: Option<PathBuf>,
+
+    /// Merge a LoRA adapter, times WEIGHT (default 1); repeatable
+    #[arg(long = "lora", value_name = "ADAPTER[=WEIGHT]")]
+    pub loras: Vec<LoraArg>,
+
+    /// The base model of an adapter, where it is not found by itself
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<PathBuf>,
+
+    /// Types to write, from one read: llama.cpp's names, f32, f16, bf16, auto
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', default_value = "q4_k_m")]
+    pub quant: Vec<String>,
+
+    /// A .gguf file, or a folder for the files [default: ./NAME-gguf]
+    #[arg(short, long = "output", value_name = "OUT")]
+    pub output: Option<PathBuf>,
+
+    /// How to save the result
+    #[arg(long, value_name = "METHOD", default_value = "gguf")]
+    pub save_method: SaveMethod,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub quantizer: QuantizerArgs,
+
+    /// Name of the pre-tokenizer, where it is not recognised
+    #[arg(long, value_name = "NAME")]
+    pub pre_tokenizer: Option<String>,
+
+    /// Write no Modelfile
+    #[arg(long)]
+    pub no_modelfile: bool,
+
+    /// Replace existing files
+    #[arg(long)]
+    pub force: bool,
+
+    /// Print what would be written, exact to the byte, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub run: RunArgs,
+}
+
+/// Options that carry llama-quantize's names.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Quantizer")]
+pub struct QuantizerArgs {
+    /// Importance matrix, in llama-imatrix's GGUF or .dat form
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// One type for all quantized tensors
+    #[arg(long)]
+    pub pure: bool,
+    /// Leave output.weight as it is
+    #[arg(long)]
+    pub leave_output_tensor: bool,
+    /// Type of output.weight
+    #[arg(long, value_name = "TYPE")]
+    pub output_tensor_type: Option<String>,
+    /// Type of the token embeddings
+    #[arg(long, value_name = "TYPE")]
+    pub token_embedding_type: Option<String>,
+    /// Type of the tensors whose name matches; repeatable
+    #[arg(long, value_name = "REGEX=TYPE")]
+    pub tensor_type: Vec<String>,
+    /// File with REGEX=TYPE entries
+    #[arg(long, value_name = "FILE")]
+    pub tensor_type_file: Option<PathBuf>,
+    /// Set a metadata key (TYPE: int, float, bool, str); repeatable
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    pub override_kv: Vec<String>,
+    /// Leave out these layers, comma-separated
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    pub prune_layers: Vec<u32>,
+    /// Use the importance matrix only for tensors whose name contains this; repeatable
+    #[arg(long, value_name = "NAME", conflicts_with = "exclude_weights")]
+    pub include_weights: Vec<String>,
+    /// Use no importance matrix for tensors whose name contains this; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub exclude_weights: Vec<String>,
+    /// Allow requantizing tensors that are quantized already, at a loss
+    #[arg(long)]
+    pub allow_requantize: bool,
+}
+
+/// Options of how the program runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub struct RunArgs {
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceArg,
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub threads: Option<u16>,
+    /// Bound of the working memory, such as 200MB
+    #[arg(long, value_name = "SIZE")]
+    pub max_memory: Option<ByteSize>,
+    /// Print one JSON report on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors and results
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print more: decisions per tensor; twice, still more
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// How the result is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum SaveMethod {
+    /// GGUF files
+    Gguf,
+    /// Merged safetensors in 16 bits
+    #[value(name = "merged_16bit")]
+    Merged16bit,
+    /// Merged safetensors in 4 bits
+    #[value(name = "merged_4bit", alias = "merged_4bit_forced")]
+    Merged4bit,
+    /// The adapter only
+    Lora,
+}
+
+/// `ADAPTER` or `ADAPTER=WEIGHT`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraArg {
+    /// The adapter's folder.
+    pub path: PathBuf,
+    /// Factor of its changes.
+    pub weight: f32,
+}
+
+impl FromStr for LoraArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        // A folder whose name holds an equals sign is meant as it stands.
+        if !PathBuf::from(s).exists()
+            && let Some((path, weight)) = s.rsplit_once('=')
+        {
+            let value: f32 = weight.parse().map_err(|_| format!("'{weight}' is not a number"))?;
+            if !value.is_finite() {
+                return Err(format!("the weight {weight} is not finite"));
+            }
+            return Ok(LoraArg { path: path.into(), weight: value });
+        }
+        Ok(LoraArg { path: s.into(), weight: 1.0 })
+    }
+}
+
+/// `auto`, `cpu` or `cuda[:N]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceArg {
+    /// A GPU where there is one and the work is worth it.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// These GPUs; none named means the first.
+    Cuda(Vec<u32>),
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.split_once(':') {
+            None if s == "auto" => Ok(DeviceArg::Auto),
+            None if s == "cpu" => Ok(DeviceArg::Cpu),
+            None if s == "cuda" => Ok(DeviceArg::Cuda(Vec::new())),
+            Some(("cuda", list)) => list
+                .split(',')
+                .map(|n| n.parse().map_err(|_| format!("'{n}' is not a GPU number")))
+                .collect::<Result<_, _>>()
+                .map(DeviceArg::Cuda),
+            _ => Err("expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// A number of bytes: `5GB` (10^9), `5GiB` (2^30), `500M`, `1000000`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let digits = s.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(s.len());
+        let (number, unit) = s.split_at(digits);
+        let value: f64 = number.parse().map_err(|_| format!("'{s}' is not a size such as 5GB"))?;
+        let unit = unit.trim().to_ascii_lowercase();
+        let (prefix, base) = match unit.strip_suffix("ib") {
+            Some(p) => (p, 1024f64),
+            None => (unit.strip_suffix('b').unwrap_or(&unit), 1000f64),
+        };
+        let power = match prefix {
+            "" => 0,
+            "k" => 1,
+            "m" => 2,
+            "g" => 3,
+            "t" => 4,
+            _ => return Err(format!("'{unit}' is not a unit; use KB, MB, GB, KiB, MiB or GiB")),
+        };
+        let bytes = value * base.powi(power);
+        if bytes < 1.0 || bytes > u64::MAX as f64 {
+            return Err(format!("{s} is out of range"));
+        }
+        Ok(ByteSize(bytes as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_description_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_take_decimal_and_binary_units() {
+        assert_eq!("5GB".parse(), Ok(ByteSize(5_000_000_000)));
+        assert_eq!("1.5KiB".parse(), Ok(ByteSize(1536)));
+        assert_eq!("200".parse(), Ok(ByteSize(200)));
+        assert!("5XB".parse::<ByteSize>().is_err());
+        assert!("0".parse::<ByteSize>().is_err());
+    }
+
+    #[test]
+    fn an_adapter_may_have_a_weight() {
+        let arg: LoraArg = "a=0.5".parse().unwrap();
+        assert_eq!((arg.path.to_str(), arg.weight), (Some("a"), 0.5));
+        assert_eq!("a".parse::<LoraArg>().unwrap().weight, 1.0);
+        assert!("a=x".parse::<LoraArg>().is_err());
+        assert!("a=inf".parse::<LoraArg>().is_err());
+    }
+
+    #[test]
+    fn devices_are_auto_cpu_or_numbered_gpus() {
+        assert_eq!("cuda:0,1".parse(), Ok(DeviceArg::Cuda(vec![0, 1])));
+        assert!("tpu".parse::<DeviceArg>().is_err());
+    }
+}
