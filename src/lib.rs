@@ -24,6 +24,7 @@ pub mod ollama;
 pub mod plan;
 pub mod quant;
 pub mod recipe;
+pub mod report;
 pub mod save;
 pub mod shape;
 pub mod source;

@@ -1,6 +1,72 @@
 //! The command line: arguments, progress, reports, exit codes. The only room that prints.
 
+mod args;
+mod convert;
+mod print;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+
+/// Exit status of a run that the user interrupted.
+const INTERRUPTED: u8 = 130;
+
 /// Runs the program on the process's arguments.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+///
+/// Exit status: 0 done; 1 failed, with one line `error: ...` on stderr; 2 wrong usage; 130 interrupted.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.convert.run.verbose);
+    let result = match cli.command {
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Cli::command(), "to-gguf", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        None => convert::run(&cli.convert),
+    };
+    result.unwrap_or_else(|error| {
+        if let Some(usage) = error.downcast_ref::<Usage>() {
+            eprintln!("error: {usage}");
+            return ExitCode::from(2);
+        }
+        // Causes are worded into each error's own text, so one line tells all.
+        eprintln!("error: {}", one_line(&error.to_string()));
+        ExitCode::from(if error.downcast_ref::<Interrupted>().is_some() { INTERRUPTED } else { 1 })
+    })
+}
+
+/// Options that contradict each other or that this version does not have: wrong usage, exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// The user interrupted the run.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; nothing was written under a final name")]
+struct Interrupted;
+
+/// An error's text without line breaks, so that a failure is one line.
+fn one_line(text: &str) -> String {
+    text.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Log events go to stderr: warnings always, more with each `-v`.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        2 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    // A second initialisation can only happen in tests, where the first one serves.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .with_ansi(std::env::var_os("NO_COLOR").is_none())
+        .try_init();
 }

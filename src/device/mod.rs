@@ -21,7 +21,11 @@ pub struct Encoding<'a> {
 impl Encoding<'_> {
     /// Bytes of an encoded row of `row_len` elements.
     pub fn row_bytes(&self, row_len: u64) -> Result<u64, QuantError> {
-        self.ty.row_bytes(row_len).ok_or(QuantError::NotWholeBlocks { ty: self.ty, row_len })
+        self.ty.row_bytes(row_len).ok_or(QuantError::RowNotBlocks {
+            ty: self.ty,
+            row_len: row_len as usize,
+            block: self.ty.geometry().elements as usize,
+        })
     }
 
     /// Whether two encodings give the same bytes for the same rows.

@@ -1,0 +1,143 @@
+//! What a run did, or would do: plain data that the command line prints as a table or as JSON.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::quant::GgmlType;
+
+/// A whole conversion.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Whether nothing was written.
+    pub dry_run: bool,
+    /// The model that was read.
+    pub model: ModelReport,
+    /// Adapters, in the order in which they were merged.
+    pub adapters: Vec<AdapterReport>,
+    /// Files of rows: GGUFs, or shards of another format.
+    pub outputs: Vec<OutputReport>,
+    /// Everything that stands in the output folder, in order of writing.
+    pub files: Vec<PathBuf>,
+    /// Where rows were computed.
+    pub device: String,
+    /// Worker threads.
+    pub threads: usize,
+    /// Seconds from start to the last rename; 0 in a dry run.
+    pub seconds: f64,
+    /// Things that the user should know.
+    pub warnings: Vec<String>,
+    /// Commands to type next.
+    pub next: Vec<String>,
+}
+
+/// The source of a conversion.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ModelReport {
+    /// Folder or file.
+    pub path: PathBuf,
+    /// GGUF's name of the architecture.
+    pub architecture: String,
+    /// Tensors in the source.
+    pub tensors: usize,
+    /// Elements of all output tensors.
+    pub parameters: u64,
+    /// Bytes of the source's weight files.
+    pub bytes: u64,
+    /// Source tensors that no output needs, each with the reason.
+    pub dropped: Vec<Dropped>,
+}
+
+/// A source tensor that the result leaves out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Dropped {
+    /// Its name in the source.
+    pub tensor: String,
+    /// Why it is not needed.
+    pub reason: String,
+}
+
+/// One adapter.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterReport {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The factor given with `--lora`.
+    pub weight: f32,
+    /// PEFT's name of the method.
+    pub kind: String,
+    /// Source tensors that it changes.
+    pub tensors: usize,
+}
+
+/// One file of rows.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutputReport {
+    /// Where it is written.
+    pub path: PathBuf,
+    /// File type, such as `Q4_K_M`.
+    pub file_type: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Bits per weight over all tensors.
+    pub bits_per_weight: f64,
+    /// Tensors and bytes by type, in the order of first use.
+    pub types: Vec<TypeReport>,
+    /// Each tensor, in file order.
+    pub tensors: Vec<TensorReport>,
+}
+
+/// The tensors of one type in a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct TypeReport {
+    /// ggml's name of the type.
+    #[serde(rename = "type")]
+    pub ty: &'static str,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Bytes of their data.
+    pub bytes: u64,
+}
+
+/// One tensor of a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorReport {
+    /// Its name in the file.
+    pub name: String,
+    /// Dimensions in GGUF order, fastest first.
+    pub shape: Vec<u64>,
+    /// ggml's name of the type.
+    #[serde(rename = "type")]
+    pub ty: &'static str,
+    /// Bytes of its data.
+    pub bytes: u64,
+    /// Where its data begins in the file.
+    pub offset: u64,
+}
+
+impl OutputReport {
+    /// A report over tensors given as (name, GGUF dimensions, type, bytes, offset).
+    pub fn new(
+        path: PathBuf,
+        file_type: String,
+        bytes: u64,
+        tensors: impl IntoIterator<Item = (String, Vec<u64>, GgmlType, u64, u64)>,
+    ) -> Self {
+        let (mut types, mut rows) = (Vec::<TypeReport>::new(), Vec::new());
+        let (mut elements, mut data) = (0u64, 0u64);
+        for (name, shape, ty, size, offset) in tensors {
+            elements += shape.iter().product::<u64>();
+            data += size;
+            match types.iter_mut().find(|t| t.ty == ty.name()) {
+                Some(t) => {
+                    t.tensors += 1;
+                    t.bytes += size;
+                }
+                None => types.push(TypeReport { ty: ty.name(), tensors: 1, bytes: size }),
+            }
+            rows.push(TensorReport { name, shape, ty: ty.name(), bytes: size, offset });
+        }
+        let bits_per_weight = data as f64 * 8.0 / elements.max(1) as f64;
+        OutputReport { path, file_type, bytes, bits_per_weight, types, tensors: rows }
+    }
+}
