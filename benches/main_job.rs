@@ -166,10 +166,8 @@ fn write_safetensors(path: &Path, tensors: &[(String, Vec<u64>)], deviation: f32
     let mut offset = 0u64;
     for (name, shape) in tensors {
         let end = offset + 2 * shape.iter().product::<u64>();
-        header.insert(
-            name.clone(),
-            serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}),
-        );
+        header
+            .insert(name.clone(), serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}));
         offset = end;
     }
     let mut text = serde_json::to_string(&header).expect("a header");

@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::device::{Device, DeviceError, Encoding};
 use crate::recipe::Recipe;
 
+#[cfg(test)]
+mod tests;
+
 /// Elements of a chunk, unless a row is longer or memory is short: 1 MiB of f32, which stays in a core's cache.
 const CHUNK_ELEMENTS: u64 = 1 << 18;
 

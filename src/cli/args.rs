@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// Turns a Hugging Face model and its adapters into a quantized GGUF for llama.cpp and Ollama.
 #[derive(Debug, Parser)]
 #[command(name = "to-gguf", version, about, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
-pub struct Cli {
+pub(super) struct Cli {
     /// What to do, other than converting.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -25,7 +25,7 @@ const EXAMPLES: &str = "Examples:
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(super) enum Command {
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -35,7 +35,7 @@ pub enum Command {
 
 /// Options of a conversion.
 #[derive(Debug, Args)]
-pub struct ConvertArgs {
+pub(super) struct ConvertArgs {
     /// Model folder, adapter folder or GGUF file [default: the current folder]
     pub model: Option<PathBuf>,
 
@@ -87,7 +87,7 @@ pub struct ConvertArgs {
 /// Options that carry llama-quantize's names.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Quantizer")]
-pub struct QuantizerArgs {
+pub(super) struct QuantizerArgs {
     /// Importance matrix, in llama-imatrix's GGUF or .dat form
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
@@ -129,7 +129,7 @@ pub struct QuantizerArgs {
 /// Options of how the program runs.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Running")]
-pub struct RunArgs {
+pub(super) struct RunArgs {
     /// Where to compute
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
@@ -153,7 +153,7 @@ pub struct RunArgs {
 /// How the result is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-pub enum SaveMethod {
+pub(super) enum SaveMethod {
     /// GGUF files
     Gguf,
     /// Merged safetensors in 16 bits
@@ -168,7 +168,7 @@ pub enum SaveMethod {
 
 /// `ADAPTER` or `ADAPTER=WEIGHT`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LoraArg {
+pub(super) struct LoraArg {
     /// The adapter's folder.
     pub path: PathBuf,
     /// Factor of its changes.
@@ -195,7 +195,7 @@ impl FromStr for LoraArg {
 
 /// `auto`, `cpu` or `cuda[:N]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DeviceArg {
+pub(super) enum DeviceArg {
     /// A GPU where there is one and the work is worth it.
     Auto,
     /// The CPU.
@@ -224,7 +224,7 @@ impl FromStr for DeviceArg {
 
 /// A number of bytes: `5GB` (10^9), `5GiB` (2^30), `500M`, `1000000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ByteSize(pub u64);
+pub(super) struct ByteSize(pub u64);
 
 impl FromStr for ByteSize {
     type Err = String;

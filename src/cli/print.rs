@@ -16,7 +16,8 @@ pub(super) fn report(report: &Report, verbose: bool) -> String {
     let mut text = String::new();
     let out = &mut text;
     let model = &report.model;
-    line!(out, 
+    line!(
+        out,
         "{}  {}, {} parameters, {}",
         model.path.display(),
         model.architecture,
@@ -24,7 +25,8 @@ pub(super) fn report(report: &Report, verbose: bool) -> String {
         HumanBytes(model.bytes)
     );
     for adapter in &report.adapters {
-        line!(out, 
+        line!(
+            out,
             "  + {}  {}, {} tensors changed, weight {}",
             adapter.path.display(),
             adapter.kind,
@@ -44,7 +46,8 @@ pub(super) fn report(report: &Report, verbose: bool) -> String {
     if report.dry_run {
         line!(out, "Nothing was written. These files would be:");
     } else {
-        line!(out, 
+        line!(
+            out,
             "{} in, {} out, {:.1} s, {}/s of source on {} with {} threads. Files:",
             HumanBytes(model.bytes),
             HumanBytes(total),
@@ -68,7 +71,8 @@ pub(super) fn report(report: &Report, verbose: bool) -> String {
 
 /// One file: its types, and its tensors where asked.
 fn table(out: &mut String, output: &OutputReport, tensors: bool) {
-    line!(out, 
+    line!(
+        out,
         "{}  {}, {:.2} bits per weight, {} ({} bytes)",
         output.path.display(),
         output.file_type,

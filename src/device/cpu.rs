@@ -58,12 +58,10 @@ impl Worker for CpuWorker {
                     None => (0, rows.end),
                 };
                 let end = end.min(rows.end);
-                let importance = encoding
-                    .importance
-                    .map(|w| &w[(matrix * row_len) as usize..((matrix + 1) * row_len) as usize]);
-                let part = |per_row: u64| {
-                    ((row - rows.start) * per_row) as usize..((end - rows.start) * per_row) as usize
-                };
+                let importance =
+                    encoding.importance.map(|w| &w[(matrix * row_len) as usize..((matrix + 1) * row_len) as usize]);
+                let part =
+                    |per_row: u64| ((row - rows.start) * per_row) as usize..((end - rows.start) * per_row) as usize;
                 quantize_rows(
                     encoding.ty,
                     &evaluated[part(row_len)],

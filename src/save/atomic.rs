@@ -86,14 +86,8 @@ impl AtomicFile {
             .create_new(true)
             .open(&temporary)
             .map_err(OutputError::io(&temporary, "create"))?;
-        let this = AtomicFile {
-            target: target.to_owned(),
-            temporary,
-            file,
-            planned,
-            written: 0.into(),
-            committed: false,
-        };
+        let this =
+            AtomicFile { target: target.to_owned(), temporary, file, planned, written: 0.into(), committed: false };
         flock(&this.file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| OutputError::io(&this.temporary, "lock")(e.into()))?;
         if planned > 0 {

@@ -46,7 +46,7 @@ impl<'a> GgufSink<'a> {
         let mut by_stream: Vec<Option<Target>> = (0..streams).map(|_| None).collect();
         let write = |bytes: &[u8], at: u64| file.write_at(bytes, at).map_err(|cause| sink_error(file, cause));
         write(layout.header(), 0)?;
-        let ends = (1..targets.len()).map(|i| layout.place(i).0).chain([layout.size()]);
+        let ends = (1..targets.len()).map(|i| layout.place(i).0).chain([layout.file_size()]);
         for (i, ((target, &rows), next)) in targets.iter().zip(rows).zip(ends).enumerate() {
             let (offset, bytes) = layout.place(i);
             write(&vec![0; (next - offset - bytes) as usize], offset + bytes)?;
