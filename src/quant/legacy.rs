@@ -1,7 +1,12 @@
 //! Blocks with one scale, or a scale and a minimum: the types before the K-quants.
 //!
 //! ```text
+//! Q1_0  d: f16 | 128 bits, the lowest first                            x = ±d
+//! Q2_0  d: f16 | 64 × 2 bits, the lowest first                         x = d·(code − 1)
 //! Q4_0  d: f16 | 16 bytes, byte j = code j | code j+16 << 4            x = d·(code − 8)
+//! Q4_1  d: f16 | m: f16 | codes as Q4_0                                x = d·code + m
+//! Q5_0  d: f16 | u32 of fifth bits, code j in bit j | codes as Q4_0    x = d·(code − 16)
+//! Q5_1  d: f16 | m: f16 | u32 of fifth bits | codes as Q4_0            x = d·code + m
 //! Q8_0  d: f16 | 32 × i8                                               x = d·code
 //! ```
 //! Without an importance matrix the scale follows from the extreme elements; with one it is searched.
@@ -9,41 +14,95 @@
 use super::Rows;
 use super::lanes::{Kernel, LANES, Lanes};
 use super::plain::{f16_at, put_f16};
-use super::search::{make_qx_quants, signed_max, sum_of_squares, truncate_int};
+use super::search::{AffineSearch, make_qkx_quants, make_qx_quants, signed_max, sum_of_squares, truncate_int};
 
 /// Elements of a block.
 const QK: usize = 32;
 
 /// `quantize_row_q4_0_ref` and `quantize_row_q4_0_impl`.
 pub(super) fn q4_0(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
-    let mut codes = [0u8; QK];
-    let sigma2 = if imatrix.is_some() { sum_of_squares(row) / row.len() as f32 } else { 0.0 };
+    let sigma2 = row_sigma2(row, imatrix);
     for (i, (x, y)) in row.as_chunks::<QK>().0.iter().zip(out.as_chunks_mut::<18>().0).enumerate() {
-        match imatrix {
-            None => {
-                let d = signed_max(x).0 / -8.0;
-                let id = if d != 0.0 { 1.0 / d } else { 0.0 };
-                put_f16(d, y);
-                for (c, v) in codes.iter_mut().zip(x) {
-                    *c = low_byte(v * id + 8.5, 15);
-                }
-            }
-            Some(im) => {
-                let weights = row_weights(x, &im[i * QK..], sigma2);
-                let d = make_qx_quants(8, x, &mut codes, Some(&weights));
-                put_f16(d, y);
-            }
-        }
-        for j in 0..16 {
-            y[2 + j] = codes[j] | codes[j + 16] << 4;
-        }
+        let codes = symmetric(8, x, imatrix.map(|im| &im[i * QK..]), sigma2, y);
+        put_nibbles(&codes, &mut y[2..]);
     }
 }
 
-/// `(uint8_t) MIN(top, (int8_t) v)`.
-#[inline(always)]
-fn low_byte(v: f32, top: i8) -> u8 {
-    (truncate_int(v) as i8).min(top) as u8
+/// `quantize_row_q5_0_ref` and `quantize_row_q5_0_impl`.
+pub(super) fn q5_0(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    let sigma2 = row_sigma2(row, imatrix);
+    for (i, (x, y)) in row.as_chunks::<QK>().0.iter().zip(out.as_chunks_mut::<22>().0).enumerate() {
+        let codes = symmetric(16, x, imatrix.map(|im| &im[i * QK..]), sigma2, y);
+        put_fifth_bits(&codes, &mut y[2..6]);
+        put_nibbles(&codes, &mut y[6..]);
+    }
+}
+
+/// `quantize_row_q4_1_ref` and `quantize_row_q4_1_impl`.
+pub(super) fn q4_1(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    let sigma2 = row_sigma2(row, imatrix);
+    for (i, (x, y)) in row.as_chunks::<QK>().0.iter().zip(out.as_chunks_mut::<20>().0).enumerate() {
+        let codes = affine(15, x, imatrix.map(|im| &im[i * QK..]), sigma2, y);
+        put_nibbles(&codes, &mut y[4..]);
+    }
+}
+
+/// `quantize_row_q5_1_ref` and `quantize_row_q5_1_impl`.
+pub(super) fn q5_1(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    let sigma2 = row_sigma2(row, imatrix);
+    for (i, (x, y)) in row.as_chunks::<QK>().0.iter().zip(out.as_chunks_mut::<24>().0).enumerate() {
+        let codes = affine(31, x, imatrix.map(|im| &im[i * QK..]), sigma2, y);
+        put_fifth_bits(&codes, &mut y[4..8]);
+        put_nibbles(&codes, &mut y[8..]);
+    }
+}
+
+/// The mean square of the whole row, which smooths the weights; unused without an importance matrix.
+fn row_sigma2(row: &[f32], imatrix: Option<&[f32]>) -> f32 {
+    if imatrix.is_some() { sum_of_squares(row) / row.len() as f32 } else { 0.0 }
+}
+
+/// The codes 0..2·nmax of a block of Q4_0 or Q5_0, and its scale into the first bytes of `y`.
+fn symmetric(nmax: i32, x: &[f32; QK], importance: Option<&[f32]>, sigma2: f32, y: &mut [u8]) -> [u8; QK] {
+    let mut codes = [0u8; QK];
+    if let Some(importance) = importance {
+        let weights = row_weights(x, importance, sigma2);
+        put_f16(make_qx_quants(nmax, x, &mut codes, Some(&weights)), y);
+        return codes;
+    }
+    let d = signed_max(x).0 / -nmax as f32;
+    let id = if d != 0.0 { 1.0 / d } else { 0.0 };
+    put_f16(d, y);
+    for (c, v) in codes.iter_mut().zip(x) {
+        // Through a signed byte, as there.
+        let code = truncate_int(v * id + (nmax as f32 + 0.5)) as i8;
+        *c = code.min(2 * nmax as i8 - 1) as u8;
+    }
+    codes
+}
+
+/// The codes 0..=nmax of a block of Q4_1 or Q5_1, and its scale and minimum into the first bytes of `y`.
+fn affine(nmax: i32, x: &[f32; QK], importance: Option<&[f32]>, sigma2: f32, y: &mut [u8]) -> [u8; QK] {
+    let mut codes = [0u8; QK];
+    if let Some(importance) = importance {
+        let weights = row_weights(x, importance, sigma2);
+        let (d, minus_min) = make_qkx_quants(AffineSearch::weighted(nmax), x, &weights, &mut codes);
+        put_f16(d, y);
+        put_f16(-minus_min, &mut y[2..]);
+        return codes;
+    }
+    let min = x.iter().fold(f32::MAX, |m, &v| if v < m { v } else { m });
+    let max = x.iter().fold(f32::MIN, |m, &v| if v > m { v } else { m });
+    let d = (max - min) / nmax as f32;
+    let id = if d != 0.0 { 1.0 / d } else { 0.0 };
+    put_f16(d, y);
+    put_f16(min, &mut y[2..]);
+    for (c, v) in codes.iter_mut().zip(x) {
+        let code = truncate_int((v - min) * id + 0.5);
+        // Q4_1 goes through a signed byte and is limited; Q5_1 is neither.
+        *c = if nmax == 15 { (code as i8).min(15) as u8 } else { code as u8 };
+    }
+    codes
 }
 
 /// The weight of each element of a block: importance times a smoothed magnitude.
@@ -54,6 +113,109 @@ fn row_weights(x: &[f32; QK], importance: &[f32], sigma2: f32) -> [f32; QK] {
         *w = q * (sigma2 + v * v).sqrt();
     }
     weights
+}
+
+/// The four low bits of each code.
+#[inline(always)]
+fn put_nibbles(codes: &[u8; QK], out: &mut [u8]) {
+    for j in 0..16 {
+        out[j] = codes[j] & 15 | codes[j + 16] << 4;
+    }
+}
+
+/// The fifth bits.
+#[inline(always)]
+fn put_fifth_bits(codes: &[u8; QK], out: &mut [u8]) {
+    let bits = codes.iter().enumerate().fold(0u32, |bits, (j, c)| bits | u32::from(c >> 4 & 1) << j);
+    out.copy_from_slice(&bits.to_le_bytes());
+}
+
+/// Codes 0..16, or 0..32 where a word of fifth bits comes before the nibbles.
+#[inline(always)]
+fn get_codes(fifth_bits: Option<&[u8]>, nibbles: &[u8]) -> [i32; QK] {
+    let mut codes = [0; QK];
+    for j in 0..16 {
+        codes[j] = i32::from(nibbles[j] & 15);
+        codes[j + 16] = i32::from(nibbles[j] >> 4);
+    }
+    if let Some(&[a, b, c, d]) = fifth_bits {
+        let bits = u32::from_le_bytes([a, b, c, d]);
+        for (j, code) in codes.iter_mut().enumerate() {
+            *code |= ((bits >> j & 1) << 4) as i32;
+        }
+    }
+    codes
+}
+
+pub(super) fn dequantize_q4_1(blocks: &[u8], out: &mut [f32]) {
+    for (b, y) in blocks.as_chunks::<20>().0.iter().zip(out.as_chunks_mut::<QK>().0) {
+        let (d, m) = (f16_at(b), f16_at(&b[2..]));
+        for (v, c) in y.iter_mut().zip(get_codes(None, &b[4..])) {
+            *v = c as f32 * d + m;
+        }
+    }
+}
+
+pub(super) fn dequantize_q5_0(blocks: &[u8], out: &mut [f32]) {
+    for (b, y) in blocks.as_chunks::<22>().0.iter().zip(out.as_chunks_mut::<QK>().0) {
+        let d = f16_at(b);
+        for (v, c) in y.iter_mut().zip(get_codes(Some(&b[2..6]), &b[6..])) {
+            *v = (c - 16) as f32 * d;
+        }
+    }
+}
+
+pub(super) fn dequantize_q5_1(blocks: &[u8], out: &mut [f32]) {
+    for (b, y) in blocks.as_chunks::<24>().0.iter().zip(out.as_chunks_mut::<QK>().0) {
+        let (d, m) = (f16_at(b), f16_at(&b[2..]));
+        for (v, c) in y.iter_mut().zip(get_codes(Some(&b[4..8]), &b[8..])) {
+            *v = c as f32 * d + m;
+        }
+    }
+}
+
+/// `quantize_row_q1_0_ref`: signs, and the mean magnitude.
+pub(super) fn q1_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    for (x, y) in row.as_chunks::<128>().0.iter().zip(out.as_chunks_mut::<18>().0) {
+        put_f16(x.iter().fold(0.0f32, |sum, v| sum + v.abs()) / 128.0, y);
+        for (q, x) in y[2..].iter_mut().zip(x.as_chunks::<8>().0) {
+            *q = x.iter().enumerate().fold(0, |bits, (j, v)| bits | u8::from(*v >= 0.0) << j);
+        }
+    }
+}
+
+pub(super) fn dequantize_q1_0(blocks: &[u8], out: &mut [f32]) {
+    for (b, y) in blocks.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<128>().0) {
+        let d = f16_at(b);
+        for (j, v) in y.iter_mut().enumerate() {
+            *v = if b[2 + j / 8] >> (j % 8) & 1 != 0 { d } else { -d };
+        }
+    }
+}
+
+/// `quantize_row_q2_0_ref`: codes −1, 0, 1 (and 2, which no element reaches) of the largest magnitude.
+pub(super) fn q2_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    for (x, y) in row.as_chunks::<64>().0.iter().zip(out.as_chunks_mut::<18>().0) {
+        let d = signed_max(x).1;
+        let id = if d > 0.0 { 1.0 / d } else { 0.0 };
+        put_f16(d, y);
+        for (q, x) in y[2..].iter_mut().zip(x.as_chunks::<4>().0) {
+            *q = 0;
+            for (j, v) in x.iter().enumerate() {
+                let code = truncate_int((v * id).round()).wrapping_add(1).clamp(0, 3);
+                *q |= (code as u8) << (2 * j);
+            }
+        }
+    }
+}
+
+pub(super) fn dequantize_q2_0(blocks: &[u8], out: &mut [f32]) {
+    for (b, y) in blocks.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<64>().0) {
+        let d = f16_at(b);
+        for (j, v) in y.iter_mut().enumerate() {
+            *v = (i32::from(b[2 + j / 4] >> (j % 4 * 2) & 3) - 1) as f32 * d;
+        }
+    }
 }
 
 pub(super) fn dequantize_q4_0(blocks: &[u8], out: &mut [f32]) {

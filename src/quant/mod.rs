@@ -12,6 +12,7 @@
 //! sequential sums, no fused multiply-add, the rounding of each conversion, and which f16 is read back.
 
 mod k_affine;
+mod k_symmetric;
 mod lanes;
 mod legacy;
 mod plain;

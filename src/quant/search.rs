@@ -67,6 +67,51 @@ pub(super) fn make_qx_quants(nmax: i32, x: &[f32], codes: &mut [u8], weights: Op
     scale
 }
 
+/// `make_q3_quants` with do_rmse: a scale for codes −nmax..nmax, stored as 0..2·nmax in `codes`.
+///
+/// From the codes of the first guess, up to five passes move single codes while that improves the
+/// least-squares fit, an element weighing its square. A block of zeros gets codes 0, not nmax.
+pub(super) fn make_q3_quants(nmax: i32, x: &[f32], codes: &mut [u8]) -> f32 {
+    let (max, amax) = signed_max(x);
+    if amax < GROUP_MAX_EPS {
+        codes.fill(0);
+        return 0.0;
+    }
+    let iscale = -nmax as f32 / max;
+    let (mut sumlx, mut suml2) = (0.0f32, 0.0f32);
+    for (c, &v) in codes.iter_mut().zip(x) {
+        let l = nearest_int(iscale * v).clamp(-nmax, nmax - 1);
+        *c = (l + nmax) as u8;
+        let w = v * v;
+        sumlx += w * v * l as f32;
+        suml2 += w * l as f32 * l as f32;
+    }
+    for _ in 0..5 {
+        let mut changed = false;
+        for (c, &v) in codes.iter_mut().zip(x) {
+            let w = v * v;
+            let old = i32::from(*c) - nmax;
+            let mut slx = sumlx - w * v * old as f32;
+            if slx > 0.0 {
+                let mut sl2 = suml2 - w * old as f32 * old as f32;
+                let new = nearest_int(v * sl2 / slx).clamp(-nmax, nmax - 1);
+                if new != old {
+                    slx += w * v * new as f32;
+                    sl2 += w * new as f32 * new as f32;
+                    if sl2 > 0.0 && slx * slx * suml2 > sumlx * sumlx * sl2 {
+                        (*c, sumlx, suml2) = ((new + nmax) as u8, slx, sl2);
+                        changed = true;
+                    }
+                }
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    if suml2 > 0.0 { sumlx / suml2 } else { 0.0 }
+}
+
 /// The first element of largest magnitude, and that magnitude.
 #[inline(always)]
 pub(super) fn signed_max(x: &[f32]) -> (f32, f32) {
@@ -86,6 +131,13 @@ pub(super) struct AffineSearch {
     pub(super) steps: i32,
     /// Judge by absolute rather than squared differences.
     pub(super) use_mad: bool,
+}
+
+impl AffineSearch {
+    /// The search with an importance matrix, whatever the type.
+    pub(super) const fn weighted(nmax: i32) -> Self {
+        AffineSearch { nmax, rmin: -0.9, rdelta: 0.05, steps: 36, use_mad: false }
+    }
 }
 
 /// `make_qkx2_quants` and `make_qkx3_quants`, which differ only for weights that are absent (never the case

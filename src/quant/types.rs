@@ -1,7 +1,7 @@
 //! The block types of ggml: identity, geometry and functions of each, in one table.
 
 use super::lanes::{self, Isa};
-use super::{Rows, k_affine, legacy, plain};
+use super::{Rows, k_affine, k_symmetric, legacy, plain};
 
 /// A tensor element type of GGUF, by ggml's name. The discriminant is the number in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,15 +158,15 @@ static TABLE: &[Entry] = {
         block(F32, "F32", 1, 4, Ignored, plain::f32_to_bytes, None, plain::f32_from_bytes, Scales::F32),
         block(F16, "F16", 1, 2, Ignored, plain::f32_to_f16, None, plain::f16_to_f32, Scales::F16(&[0])),
         block(Q4_0, "Q4_0", 32, 18, Optional, legacy::q4_0, None, legacy::dequantize_q4_0, Scales::F16(&[0])),
-        copied(Q4_1, "Q4_1", 32, 20),
-        copied(Q5_0, "Q5_0", 32, 22),
-        copied(Q5_1, "Q5_1", 32, 24),
+        block(Q4_1, "Q4_1", 32, 20, Optional, legacy::q4_1, None, legacy::dequantize_q4_1, Scales::F16(&[0, 2])),
+        block(Q5_0, "Q5_0", 32, 22, Optional, legacy::q5_0, None, legacy::dequantize_q5_0, Scales::F16(&[0])),
+        block(Q5_1, "Q5_1", 32, 24, Optional, legacy::q5_1, None, legacy::dequantize_q5_1, Scales::F16(&[0, 2])),
         block(Q8_0, "Q8_0", 32, 34, Ignored, legacy::q8_0, Some(lanes::run::<legacy::Q8_0>), legacy::dequantize_q8_0, Scales::F16(&[0])),
-        copied(Q2_K, "Q2_K", 256, 84),
-        copied(Q3_K, "Q3_K", 256, 110),
+        block(Q2_K, "Q2_K", 256, 84, Optional, k_affine::q2_k, None, k_affine::dequantize_q2_k, Scales::F16(&[80, 82])),
+        block(Q3_K, "Q3_K", 256, 110, Optional, k_symmetric::q3_k, None, k_symmetric::dequantize_q3_k, Scales::F16(&[108])),
         block(Q4_K, "Q4_K", 256, 144, Optional, k_affine::q4_k, None, k_affine::dequantize_q4_k, Scales::F16(&[0, 2])),
-        copied(Q5_K, "Q5_K", 256, 176),
-        copied(Q6_K, "Q6_K", 256, 210),
+        block(Q5_K, "Q5_K", 256, 176, Optional, k_affine::q5_k, None, k_affine::dequantize_q5_k, Scales::F16(&[0, 2])),
+        block(Q6_K, "Q6_K", 256, 210, Optional, k_symmetric::q6_k, None, k_symmetric::dequantize_q6_k, Scales::F16(&[208])),
         copied(IQ2_XXS, "IQ2_XXS", 256, 66),
         copied(IQ2_XS, "IQ2_XS", 256, 74),
         copied(IQ3_XXS, "IQ3_XXS", 256, 98),
@@ -186,8 +186,8 @@ static TABLE: &[Entry] = {
         copied(TQ2_0, "TQ2_0", 256, 66),
         copied(MXFP4, "MXFP4", 32, 17),
         copied(NVFP4, "NVFP4", 64, 36),
-        copied(Q1_0, "Q1_0", 128, 18),
-        copied(Q2_0, "Q2_0", 64, 18),
+        block(Q1_0, "Q1_0", 128, 18, Ignored, legacy::q1_0, None, legacy::dequantize_q1_0, Scales::F16(&[0])),
+        block(Q2_0, "Q2_0", 64, 18, Ignored, legacy::q2_0, None, legacy::dequantize_q2_0, Scales::F16(&[0])),
     ]
 };
 

@@ -22,6 +22,7 @@ pub(crate) const LANES: usize = 8;
 
 /// Eight lanes of f32 and i32 on one instruction set.
 #[allow(dead_code)] // a vocabulary, complete rather than minimal
+#[allow(clippy::wrong_self_convention)] // `self` is the token of the instruction set
 pub(crate) trait Lanes: Copy + Debug + 'static {
     /// Eight f32. The operators round to nearest even, each on its own.
     type F32: Copy

@@ -14,8 +14,8 @@ pub(crate) struct Array<T>([T; LANES]);
 #[inline(always)]
 fn map<T: Copy, U: Copy + Default>(a: Array<T>, f: impl Fn(T) -> U) -> Array<U> {
     let mut out = [U::default(); LANES];
-    for i in 0..LANES {
-        out[i] = f(a.0[i]);
+    for (out, a) in out.iter_mut().zip(a.0) {
+        *out = f(a);
     }
     Array(out)
 }
@@ -23,8 +23,8 @@ fn map<T: Copy, U: Copy + Default>(a: Array<T>, f: impl Fn(T) -> U) -> Array<U> 
 #[inline(always)]
 fn zip<T: Copy, U: Copy, V: Copy + Default>(a: Array<T>, b: Array<U>, f: impl Fn(T, U) -> V) -> Array<V> {
     let mut out = [V::default(); LANES];
-    for i in 0..LANES {
-        out[i] = f(a.0[i], b.0[i]);
+    for (out, (a, b)) in out.iter_mut().zip(a.0.into_iter().zip(b.0)) {
+        *out = f(a, b);
     }
     Array(out)
 }

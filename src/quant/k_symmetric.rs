@@ -1,0 +1,167 @@
+//! Super-blocks of 256 with a signed scale per sub-block of 16: Q3_K, Q6_K.
+//!
+//! ```text
+//! Q3_K  32 bytes: bit k of byte l is the third bit of element 32·k + l | 64 bytes of two low bits, as Q2_K
+//!       | 12 bytes: 16 × 6-bit scale + 32 | d: f16
+//!       x = d·(scale − 32)·(code − 4)
+//! Q6_K  128 bytes of four low bits | 64 bytes of two high bits | 16 × i8 scale | d: f16
+//!       x = d·scale·(code − 32); of each 128 elements the quarters 0 and 2 share the first 32 low bytes,
+//!       1 and 3 the next 32, and the high bits of all four share 32 bytes
+//! ```
+//! Per sub-block: search a scale (`make_qx_quants`, or `make_q3_quants` for Q3_K without an importance matrix).
+//! Per super-block: round the scales, then compute the codes again from what a reader will see, except where
+//! the rounded scale is zero: there the codes of the search stay.
+
+use super::k_affine::put_crumbs;
+use super::plain::{f16_at, put_f16};
+use super::search::{GROUP_MAX_EPS, make_q3_quants, make_qx_quants, nearest_int, signed_max, sum_of_squares};
+
+/// Elements of a super-block.
+const QK_K: usize = 256;
+
+/// `quantize_row_q3_K_ref` and `quantize_row_q3_K_impl`.
+pub(super) fn q3_k(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for (i, (x, y)) in row.as_chunks::<QK_K>().0.iter().zip(out.as_chunks_mut::<110>().0).enumerate() {
+        let mut codes = [0u8; QK_K];
+        let mut scales = [0.0f32; 16];
+        // Six bits each, 32 too large.
+        let mut ls = [0u8; 16];
+        let d;
+        if let Some(importance) = imatrix.map(|im| &im[i * QK_K..]) {
+            let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
+            let mut weights = [0.0f32; 16];
+            let mut sums = [0.0f32; 16];
+            for (j, sub) in x.as_chunks::<16>().0.iter().enumerate() {
+                for l in 0..16 {
+                    weights[l] = importance[16 * j + l] * (sigma2 + sub[l] * sub[l]).sqrt();
+                }
+                sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
+                scales[j] = make_qx_quants(4, sub, &mut codes[16 * j..16 * j + 16], Some(&weights));
+            }
+            d = make_qx_quants(32, &scales, &mut ls, Some(&sums));
+        } else {
+            for (j, sub) in x.as_chunks::<16>().0.iter().enumerate() {
+                scales[j] = make_q3_quants(4, sub, &mut codes[16 * j..16 * j + 16]);
+            }
+            d = q3_scales(&scales, &mut ls);
+        }
+        let d = put_f16(d, &mut y[108..]);
+        pack_q3(&ls, &mut y[96..108]);
+        for j in 0..16 {
+            // The scales of a block of zeros are zero bits, which a reader takes for −32.
+            let d = d * (i32::from(unpack_q3(j, &y[96..108])) - 32) as f32;
+            recode(&x[16 * j..16 * j + 16], d, 4, &mut codes[16 * j..]);
+        }
+        for l in 0..32 {
+            y[l] = (0..8).fold(0, |bits, k| bits | u8::from(codes[32 * k + l] > 3) << k);
+        }
+        put_crumbs(&codes.map(|c| c & 3), &mut y[32..96]);
+    }
+}
+
+/// Rounds scales so that the largest is −32, plus 32; returns the unit. Zeros stay zero bits.
+fn q3_scales(scales: &[f32; 16], ls: &mut [u8; 16]) -> f32 {
+    let max = signed_max(scales).0;
+    if max == 0.0 {
+        return 0.0;
+    }
+    let iscale = -32.0 / max;
+    for (l, v) in ls.iter_mut().zip(scales) {
+        // Through a signed byte, as there.
+        *l = ((nearest_int(iscale * v) as i8).clamp(-32, 31) + 32) as u8;
+    }
+    1.0 / iscale
+}
+
+/// Sixteen 6-bit scales in 12 bytes: low nibbles, then the two high bits of scale j in byte 8 + j % 4.
+fn pack_q3(ls: &[u8; 16], out: &mut [u8]) {
+    for j in 0..8 {
+        out[j] = ls[j] & 15 | ls[j + 8] << 4;
+    }
+    for j in 0..4 {
+        out[8 + j] = (0..4).fold(0, |bits, k| bits | ls[j + 4 * k] >> 4 << (2 * k));
+    }
+}
+
+#[inline(always)]
+fn unpack_q3(j: usize, q: &[u8]) -> u8 {
+    let low = if j < 8 { q[j] & 15 } else { q[j - 8] >> 4 };
+    low | (q[8 + j % 4] >> (j / 4 * 2) & 3) << 4
+}
+
+/// Codes −nmax..nmax, stored as 0..2·nmax, from the scale that a reader will see; a zero scale leaves them.
+#[inline(always)]
+fn recode(x: &[f32], d: f32, nmax: i32, codes: &mut [u8]) {
+    if d != 0.0 {
+        for (c, v) in codes.iter_mut().zip(x) {
+            *c = (nearest_int(v / d).clamp(-nmax, nmax - 1) + nmax) as u8;
+        }
+    }
+}
+
+pub(super) fn dequantize_q3_k(blocks: &[u8], out: &mut [f32]) {
+    for (b, y) in blocks.as_chunks::<110>().0.iter().zip(out.as_chunks_mut::<QK_K>().0) {
+        let d = f16_at(&b[108..]);
+        for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let d = d * (i32::from(unpack_q3(j, &b[96..108])) - 32) as f32;
+            let q = &b[32 + j / 8 * 32 + j % 2 * 16..][..16];
+            for ((v, q), high) in y.iter_mut().zip(q).zip(&b[j % 2 * 16..]) {
+                let code = q >> (j / 2 % 4 * 2) & 3 | (high >> (j / 2) & 1) << 2;
+                *v = d * (i32::from(code) - 4) as f32;
+            }
+        }
+    }
+}
+
+/// `quantize_row_q6_K_ref` and `quantize_row_q6_K_impl`.
+pub(super) fn q6_k(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
+    for (i, (x, y)) in row.as_chunks::<QK_K>().0.iter().zip(out.as_chunks_mut::<210>().0).enumerate() {
+        let mut codes = [0u8; QK_K];
+        let mut scales = [0.0f32; 16];
+        for (j, sub) in x.as_chunks::<16>().0.iter().enumerate() {
+            let importance = imatrix.map(|im| &im[i * QK_K + 16 * j..][..16]);
+            scales[j] = make_qx_quants(32, sub, &mut codes[16 * j..16 * j + 16], importance);
+        }
+        let (max, amax) = signed_max(&scales);
+        if amax < GROUP_MAX_EPS {
+            y.fill(0);
+            continue;
+        }
+        let iscale = -128.0 / max;
+        let d = put_f16(1.0 / iscale, &mut y[208..]);
+        for j in 0..16 {
+            let scale = nearest_int(iscale * scales[j]).min(127) as i8;
+            y[192 + j] = scale as u8;
+            recode(&x[16 * j..16 * j + 16], d * f32::from(scale), 32, &mut codes[16 * j..]);
+        }
+        pack_q6(&codes, y);
+    }
+}
+
+/// Four low bits and two high bits of each code.
+fn pack_q6(codes: &[u8; QK_K], y: &mut [u8; 210]) {
+    for (n, half) in codes.as_chunks::<128>().0.iter().enumerate() {
+        for l in 0..32 {
+            let q = [half[l], half[l + 32], half[l + 64], half[l + 96]];
+            y[64 * n + l] = q[0] & 15 | q[2] << 4;
+            y[64 * n + l + 32] = q[1] & 15 | q[3] << 4;
+            y[128 + 32 * n + l] = q[0] >> 4 | q[1] >> 4 << 2 | q[2] >> 4 << 4 | q[3] >> 4 << 6;
+        }
+    }
+}
+
+pub(super) fn dequantize_q6_k(blocks: &[u8], out: &mut [f32]) {
+    for (b, y) in blocks.as_chunks::<210>().0.iter().zip(out.as_chunks_mut::<QK_K>().0) {
+        let d = f16_at(&b[208..]);
+        for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let d = d * f32::from(b[192 + j] as i8);
+            let (half, quarter) = (j / 8, j / 2 % 4);
+            let low = &b[64 * half + quarter % 2 * 32 + j % 2 * 16..][..16];
+            let high = &b[128 + 32 * half + j % 2 * 16..][..16];
+            for ((v, low), high) in y.iter_mut().zip(low).zip(high) {
+                let code = low >> (quarter / 2 * 4) & 15 | (high >> (2 * quarter) & 3) << 4;
+                *v = d * (i32::from(code) - 32) as f32;
+            }
+        }
+    }
+}
