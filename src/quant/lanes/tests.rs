@@ -79,7 +79,7 @@ impl Kernel for Operations {
                 assert_eq!(bytes[i], q.to_bits() as u8);
                 assert_eq!(
                     (lt >> i & 1, eq >> i & 1, not >> i & 1),
-                    ((p < q) as u32, (p == q) as u32, !(p < q) as u32)
+                    ((p < q) as u32, (p == q) as u32, 1 - (p < q) as u32)
                 );
             }
         }
