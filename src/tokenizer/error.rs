@@ -7,7 +7,9 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum TokenizerError {
     /// No folder holds a vocabulary file.
-    #[error("no tokenizer in {folders}: none of {looked_for} is there; copy the base model's tokenizer files into the model folder")]
+    #[error(
+        "no tokenizer in {folders}: none of {looked_for} is there; copy the base model's tokenizer files into the model folder"
+    )]
     NotFound {
         /// The folders that were searched, in order.
         folders: String,
@@ -119,4 +121,4 @@ pub enum TokenizerError {
 }
 
 /// Results of this room.
-pub type Result<T> = std::result::Result<T, TokenizerError>;
+pub(super) type Result<T> = std::result::Result<T, TokenizerError>;

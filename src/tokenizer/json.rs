@@ -89,11 +89,6 @@ pub(super) struct Vocab {
 pub(super) struct Merges(pub(super) Vec<(String, String)>);
 
 impl TokenizerJson {
-    /// Reads and checks a tokenizer.json.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        Self::from_slice(path, &files::read(path)?)
-    }
-
     /// Parses and checks the bytes of a tokenizer.json.
     pub(super) fn from_slice(path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut json: Self = files::parse(path, bytes)?;
@@ -107,7 +102,12 @@ impl TokenizerJson {
     }
 
     /// An error about one of this file's values.
-    pub(super) fn wrong(&self, field: impl Into<String>, found: impl Into<String>, expected: &'static str) -> TokenizerError {
+    pub(super) fn wrong(
+        &self,
+        field: impl Into<String>,
+        found: impl Into<String>,
+        expected: &'static str,
+    ) -> TokenizerError {
         TokenizerError::Field { path: self.path.clone(), field: field.into(), found: found.into(), expected }
     }
 
@@ -128,7 +128,9 @@ impl TokenizerJson {
 
     /// Whether any stage, in splitting or in decoding, works on byte letters.
     pub(super) fn is_byte_level(&self) -> bool {
-        stages(&self.pre_tokenizer, "pretokenizers").chain(stages(&self.decoder, "decoders")).any(|s| s["type"] == "ByteLevel")
+        stages(&self.pre_tokenizer, "pretokenizers")
+            .chain(stages(&self.decoder, "decoders"))
+            .any(|s| s["type"] == "ByteLevel")
     }
 
     /// Whether this is a SentencePiece BPE model in the library's clothes: byte fallback, no byte letters.
@@ -166,7 +168,9 @@ pub(super) fn stages<'a>(value: &'a Value, list: &'static str) -> Box<dyn Iterat
     }
 }
 
-fn null_as_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> std::result::Result<T, D::Error> {
+fn null_as_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
+    d: D,
+) -> std::result::Result<T, D::Error> {
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
 

@@ -8,7 +8,7 @@ use super::special::{Sources, Special, Specials, USUAL};
 use super::spm::AddedRule;
 use super::template::ChatTemplates;
 use super::vocabulary::Vocabulary;
-use super::{Form, Tokenizer, TokenizerOptions, bpe, pre, spm};
+use super::{Form, Tokenizer, TokenizerOptions, bpe, pre, spm, ugm, wordpiece};
 use crate::gguf::{Metadata, Value as GgufValue};
 use serde_json::Value;
 
@@ -28,6 +28,36 @@ pub enum VocabKind {
     Gemma2,
     /// SentencePiece with Phi-3's rule for added tokens; Phi-4 is BPE.
     Phi3,
+    /// WordPiece (BERT).
+    WordPiece,
+    /// BPE for the encoders of BERT's family (RoBERTa, Jina).
+    Roberta,
+    /// Unigram for the encoders of BERT's family (XLM-RoBERTa).
+    XlmRoberta,
+    /// BPE that adds bos, eos and sep (ModernBERT).
+    ModernBert,
+    /// BPE that adds nothing (EuroBERT).
+    EuroBert,
+    /// Unigram, or SentencePiece BPE (T5).
+    T5,
+}
+
+impl VocabKind {
+    /// Every rule.
+    pub const ALL: [Self; 12] = [
+        Self::SpmOrBpe,
+        Self::Bpe,
+        Self::Llama,
+        Self::Gemma,
+        Self::Gemma2,
+        Self::Phi3,
+        Self::WordPiece,
+        Self::Roberta,
+        Self::XlmRoberta,
+        Self::ModernBert,
+        Self::EuroBert,
+        Self::T5,
+    ];
 }
 
 /// The files beside the vocabulary.
@@ -75,12 +105,24 @@ impl Build<'_> {
         if let Some(proto) = self.sentencepiece(json.as_ref())? {
             return self.from_model(&proto, json.as_ref().map(|j| &j.json));
         }
-        let Some(file) = json else { return Err(self.files.not_found(&files::VOCABULARY_FILES)) };
+        let file = match (json, self.files.own("vocab.txt")) {
+            (Some(file), _) => file,
+            (None, Some(path)) => {
+                let json = wordpiece::from_vocab_txt(&path, &self.beside.tokenizer_config)?;
+                JsonFile { json, bytes: Vec::new() }
+            }
+            (None, None) => return Err(self.files.not_found(&files::VOCABULARY_FILES)),
+        };
         match file.json.model_type()? {
             ModelType::Bpe if file.json.is_sentencepiece_bpe()? && self.override_name.is_none() => {
                 self.from_sentencepiece_json(&file.json)
             }
             ModelType::Bpe => self.from_bpe(&file),
+            ModelType::WordPiece => self.from_wordpiece(&file),
+            ModelType::Unigram => {
+                let normalizer = ugm::Normalizer::of_json(&file.json)?;
+                self.unigram(ugm::from_json(&file.json)?, normalizer, Some(&file.json))
+            }
             other => Err(TokenizerError::Unsupported {
                 path: file.json.path.clone(),
                 what: format!("a {other:?} model"),
@@ -92,14 +134,19 @@ impl Build<'_> {
     /// The tokenizer.model that this family reads, if it is there.
     fn sentencepiece(&self, json: Option<&JsonFile>) -> Result<Option<ModelProto>> {
         let prefers_json = match self.kind {
-            VocabKind::Bpe => true,
+            VocabKind::Bpe
+            | VocabKind::WordPiece
+            | VocabKind::Roberta
+            | VocabKind::ModernBert
+            | VocabKind::EuroBert => true,
             VocabKind::Phi3 => self.beside.tokenizer_config["tokenizer_class"] == "GPT2Tokenizer",
             _ => false,
         };
         if prefers_json && json.is_some() {
             return Ok(None);
         }
-        if let Some(path) = self.files.own("tokenizer.model") {
+        let names = ["tokenizer.model", "spiece.model"];
+        if let Some(path) = names.into_iter().find_map(|name| self.files.own(name)) {
             return ModelProto::read(&path).map(Some);
         }
         // An adapter that was saved with tokenizer.json alone keeps the scores of its base's tokenizer.model.
@@ -112,6 +159,10 @@ impl Build<'_> {
     }
 
     fn from_model(&self, proto: &ModelProto, json: Option<&TokenizerJson>) -> Result<Tokenizer> {
+        if self.kind == VocabKind::T5 && proto.is_unigram() {
+            let vocabulary = ugm::from_model(proto, self.files, json)?;
+            return self.unigram(vocabulary, ugm::Normalizer::of_model(proto), json);
+        }
         let rule = self.added_rule();
         let vocabulary = spm::from_model(proto, self.files, json, &self.beside.tokenizer_config, rule)?;
         self.spm(vocabulary, json)
@@ -128,6 +179,39 @@ impl Build<'_> {
     fn spm(&self, vocabulary: Vocabulary, json: Option<&TokenizerJson>) -> Result<Tokenizer> {
         let form = Form { scores: true, checked_ids: true, marked_gaps: false };
         self.tokenizer("llama", Some("default".into()), vocabulary, json, form)
+    }
+
+    fn unigram(
+        &self,
+        vocabulary: Vocabulary,
+        normalizer: ugm::Normalizer,
+        json: Option<&TokenizerJson>,
+    ) -> Result<Tokenizer> {
+        let form = Form { scores: true, checked_ids: true, marked_gaps: false };
+        let mut tokenizer = self.tokenizer("t5", Some("default".into()), vocabulary, json, form)?;
+        let token_types = (self.kind == VocabKind::XlmRoberta).then(|| self.token_types());
+        normalizer.write(token_types, &mut tokenizer.inner);
+        Ok(tokenizer)
+    }
+
+    fn from_wordpiece(&self, file: &JsonFile) -> Result<Tokenizer> {
+        let config = &self.beside.tokenizer_config;
+        let pre = match &self.override_name {
+            Some(name) => name.clone(),
+            None => pre::for_wordpiece(&pre::Context { model_type: "", config, bytes: &file.bytes }),
+        };
+        let added = bpe::added_tokens(&file.json, config, self.config["vocab_size"].as_u64())?;
+        let mut vocabulary = bpe::vocabulary(&file.json, &added)?;
+        wordpiece::mark_words(&mut vocabulary);
+        let form = Form { scores: false, checked_ids: true, marked_gaps: true };
+        let mut tokenizer = self.tokenizer("bert", Some(pre), vocabulary, Some(&file.json), form)?;
+        tokenizer.leading.set(TOKEN_TYPE_COUNT, GgufValue::U32(self.token_types()));
+        Ok(tokenizer)
+    }
+
+    /// Rows of BERT's token-type embedding.
+    fn token_types(&self) -> u32 {
+        self.config["type_vocab_size"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
     }
 
     fn from_bpe(&self, file: &JsonFile) -> Result<Tokenizer> {
@@ -191,7 +275,6 @@ impl Build<'_> {
                 }
                 if vocab_size == Some(32016) {
                     // CodeLlama: <EOT>, which its files do not name.
-                    tokenizer.specials.claim(Special::Eot, 32010);
                     tokenizer.trailing.set("tokenizer.ggml.eot_token_id", GgufValue::U32(32010));
                 }
                 if vocab_size == Some(49152) {
@@ -200,16 +283,27 @@ impl Build<'_> {
                 }
             }
             VocabKind::Gemma => {
-                tokenizer.specials.claim(Special::Eot, 107);
                 tokenizer.trailing.set("tokenizer.ggml.eot_token_id", GgufValue::U32(107));
                 tokenizer.trailing.set(ADD_SPACE_PREFIX, GgufValue::Bool(false));
             }
             VocabKind::Gemma2 if tokenizer.model == "llama" => {
                 tokenizer.trailing.set(ADD_SPACE_PREFIX, GgufValue::Bool(false));
             }
+            VocabKind::Roberta => {
+                tokenizer.trailing.set(TOKEN_TYPE_COUNT, GgufValue::U32(self.token_types()));
+            }
+            VocabKind::ModernBert => {
+                for key in [Special::Bos, Special::Eos, Special::Sep].into_iter().filter_map(Special::add_key) {
+                    tokenizer.leading.set(key, GgufValue::Bool(true));
+                }
+            }
+            VocabKind::EuroBert => {
+                tokenizer.leading.set("tokenizer.ggml.add_bos_token", GgufValue::Bool(false));
+            }
             _ => {}
         }
     }
 }
 
+const TOKEN_TYPE_COUNT: &str = "tokenizer.ggml.token_type_count";
 const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";

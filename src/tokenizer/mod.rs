@@ -19,7 +19,9 @@ mod proto;
 mod special;
 mod spm;
 mod template;
+mod ugm;
 mod vocabulary;
+mod wordpiece;
 
 pub use error::TokenizerError;
 pub use files::TokenizerFiles;
@@ -148,7 +150,8 @@ impl Tokenizer {
 
     /// The id that a role has, where the files give it one.
     pub fn special(&self, role: Special) -> Option<u32> {
-        self.specials.id(role, u32::MAX)
+        let set = role.key().and_then(|key| self.trailing.get(key)).and_then(Value::as_u64);
+        set.and_then(|id| u32::try_from(id).ok()).or_else(|| self.specials.id(role, u32::MAX))
     }
 
     /// The text of a role's token.
@@ -158,11 +161,7 @@ impl Tokenizer {
 
     /// Whether the files say that a role's token is added to every text (`bos`, `eos`, `sep`).
     pub fn adds(&self, role: Special) -> Option<bool> {
-        let key = match role {
-            Special::Bos => "tokenizer.ggml.add_bos_token",
-            Special::Eos => "tokenizer.ggml.add_eos_token",
-            _ => "tokenizer.ggml.add_sep_token",
-        };
+        let key = role.add_key()?;
         let set = self.trailing.get(key).and_then(Value::as_bool);
         set.or(self.specials.adds(role)).or(self.leading.get(key).and_then(Value::as_bool))
     }

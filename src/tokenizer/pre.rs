@@ -88,6 +88,13 @@ pub(super) fn recognise(json: &TokenizerJson, context: &Context) -> Result<Strin
     Ok(tie_break(&key, json, context).unwrap_or(names[0].as_str()).to_owned())
 }
 
+/// The name that goes with a WordPiece vocabulary. The runtime ignores it, so that the converter's own answer
+/// for a known vocabulary is as good as any.
+pub(super) fn for_wordpiece(context: &Context) -> String {
+    let known = fingerprint(context).and_then(|f| TABLE.fingerprints.get(&f)).cloned();
+    known.unwrap_or_else(|| "bert-bge".into())
+}
+
 /// The stages in normal form, and the regexes that the table does not name.
 pub(super) fn key(pre_tokenizer: &Value) -> (String, Vec<String>) {
     let mut unknown = Vec::new();
@@ -137,7 +144,8 @@ fn unify(regex: &str) -> String {
     let mut out = String::with_capacity(regex.len());
     let mut rest = regex;
     while let Some(c) = rest.chars().next() {
-        let escape = rest.strip_prefix("\\u").and_then(|r| r.get(..4)).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        let escape =
+            rest.strip_prefix("\\u").and_then(|r| r.get(..4)).and_then(|hex| u32::from_str_radix(hex, 16).ok());
         if let Some(c) = escape.and_then(char::from_u32) {
             out.push(c);
             rest = &rest[6..];

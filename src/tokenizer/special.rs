@@ -55,7 +55,7 @@ impl Special {
     }
 
     /// The GGUF key of the role's id; none exists for `cls`.
-    fn key(self) -> Option<&'static str> {
+    pub(super) fn key(self) -> Option<&'static str> {
         Some(match self {
             Bos => "tokenizer.ggml.bos_token_id",
             Eos => "tokenizer.ggml.eos_token_id",
@@ -70,7 +70,7 @@ impl Special {
     }
 
     /// The GGUF key of the flag that adds the token by itself.
-    fn add_key(self) -> Option<&'static str> {
+    pub(super) fn add_key(self) -> Option<&'static str> {
         Some(match self {
             Bos => "tokenizer.ggml.add_bos_token",
             Eos => "tokenizer.ggml.add_eos_token",
@@ -158,7 +158,8 @@ impl Specials {
             let bos = self.claims.iter().find(|(role, _)| *role == Bos).map(|(_, id)| *id);
             // A list may repeat the bos (documents end where the next begins): another id ends an answer.
             let ends = self.ends.clone();
-            let mut ordered = ends.iter().filter(|id| Some(**id) != bos).chain(ends.iter().filter(|id| Some(**id) == bos));
+            let mut ordered =
+                ends.iter().filter(|id| Some(**id) != bos).chain(ends.iter().filter(|id| Some(**id) == bos));
             for role in [Eos, Eot, Eom] {
                 if self.claims.iter().any(|(r, _)| *r == role) {
                     continue;
@@ -266,19 +267,6 @@ impl Specials {
         self.add.insert(Sep, add_sep);
         if add_sep && !truthy(&named.sep) && !named.absent {
             named.sep_token = Some(named.eos.clone());
-        }
-    }
-
-    /// Claims an id for a role unless one is claimed.
-    pub(super) fn claim(&mut self, role: Special, id: u32) {
-        self.claims.push((role, id));
-    }
-
-    /// Gives a role an id, whatever was claimed.
-    pub(super) fn replace(&mut self, role: Special, id: u32) {
-        match self.claims.iter_mut().find(|(r, _)| *r == role) {
-            Some(claim) => claim.1 = id,
-            None => self.claims.push((role, id)),
         }
     }
 
