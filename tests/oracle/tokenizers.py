@@ -74,13 +74,13 @@ CASES = {
     "starcoder2": ("Starcoder2ForCausalLM", "starcoder2", "Bpe", "starcoder", dict(BASE, vocab_size=49160, norm_epsilon=1e-5)),
     "bert": ("BertModel", "bert", "WordPiece", "bert-bge", dict(BERT, vocab_size=30522)),
     "bert-padded": ("BertModel", "bert", "WordPiece", "bert-bge", dict(BERT, vocab_size=30528)),
-    "named-templates": ("Qwen2ForCausalLM", "qwen2", "SpmOrBpe", "gpt-2", dict(BASE, vocab_size=50304), [
+    "named-templates": ("GPT2LMHeadModel", "gpt2", "Bpe", "gpt-2", dict(GPT2, vocab_size=50304), [
         edit("tokenizer_config.json", lambda c: c.update(chat_template=[dict(name="default", template="A"), dict(name="tool use", template="B")]))]),
-    "jinja": ("Qwen2ForCausalLM", "qwen2", "SpmOrBpe", "gpt-2", dict(BASE, vocab_size=50304), [
+    "jinja": ("GPT2LMHeadModel", "gpt2", "Bpe", "gpt-2", dict(GPT2, vocab_size=50304), [
         write("chat_template.jinja", "{{ 'x' }}\n"), write("additional_chat_templates/rag.jinja", "{{ 'rag' }}")]),
-    "template-json": ("Qwen2ForCausalLM", "qwen2", "SpmOrBpe", "gpt-2", dict(BASE, vocab_size=50304), [
+    "template-json": ("GPT2LMHeadModel", "gpt2", "Bpe", "gpt-2", dict(GPT2, vocab_size=50304), [
         write("chat_template.json", json.dumps({"chat_template": "{{ 'json' }}"}))]),
-    "new-tokens": ("Qwen2ForCausalLM", "qwen2", "SpmOrBpe", "gpt-2", dict(BASE, vocab_size=50304), [
+    "new-tokens": ("GPT2LMHeadModel", "gpt2", "Bpe", "gpt-2", dict(GPT2, vocab_size=50304), [
         edit("tokenizer.json", lambda j: [added(j, "<tool>", False), added(j, "<|im_end|>", False), added(j, "\u2581\u2581", False), added(j, "café", False), added(j, "[STOP]", True)]),
         edit("tokenizer_config.json", lambda c: c.update(eos_token="<|im_end|>", pad_token="<pad>", mask_token={"content": "[STOP]", "__type": "AddedToken"}))]),
     "bos-eos-template": ("Qwen2ForCausalLM", "qwen2", "SpmOrBpe", "llama-bpe", dict(BASE, vocab_size=128256), [
@@ -89,7 +89,7 @@ CASES = {
             special_tokens={t: {"id": t, "ids": [i], "tokens": [t]} for t, i in (("<|begin_of_text|>", 128000), ("<|eot_id|>", 128009))}))]),
     "no-bos": ("LlamaForCausalLM", "llama", "Llama", "llama-bpe", dict(BASE, vocab_size=128256), [
         edit("tokenizer.json", lambda j: j.update(post_processor={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}))]),
-    "pair-merges": ("Qwen2ForCausalLM", "qwen2", "SpmOrBpe", "gpt-2", dict(BASE, vocab_size=50257), [
+    "pair-merges": ("GPT2LMHeadModel", "gpt2", "Bpe", "gpt-2", dict(GPT2, vocab_size=50257), [
         edit("tokenizer.json", lambda j: j["model"].update(merges=[m.split(" ") for m in j["model"]["merges"]]))]),
     "add-prefix": ("LlamaForCausalLM", "llama", "Llama", "llama-spm", dict(BASE, vocab_size=32010), [
         edit("tokenizer_config.json", lambda c: c.update(add_prefix_space=False, add_eos_token=True)),
