@@ -1,0 +1,171 @@
+//! The names of tensors in an adapter's file, taken apart: which module, which parameter of the adapter.
+//!
+//! PEFT writes `base_model.model.<module>.<parameter>[.<adapter>][.weight]`, and trained modules of the model
+//! itself as `base_model.model.<module>.weight`. Wrappers of torch.compile, FSDP and DDP leave their own words
+//! in the names; PEFT's wrappers leave `base_layer`, `modules_to_save` and `original_module`.
+
+/// Words that wrappers put into names, and that mean nothing here.
+const WRAPPERS: [&str; 2] = ["_orig_mod", "_fsdp_wrapped_module"];
+
+/// How the parameters of adapters begin. Only `token_adapter` is a word of its own.
+const PARAMETERS: [&str; 16] = [
+    "lora_",
+    "hada_",
+    "lokr_",
+    "ia3_",
+    "oft_",
+    "boft_",
+    "vera_",
+    "hra_",
+    "miss_",
+    "bone_",
+    "c3a_",
+    "fourierft_",
+    "shira_",
+    "randlora_",
+    "token_adapter",
+    "trainable_tokens_",
+];
+
+/// Which part of a module a tensor is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Part {
+    /// A parameter of the adapter, as `lora_A` or `lora_B.bias`; a trailing `.weight` is dropped.
+    Parameter(String),
+    /// A tensor of the model itself, trained or resized: `weight`, `bias`.
+    Saved(String),
+    /// A copy of the untouched module that a wrapper kept: it changes nothing.
+    Original(String),
+}
+
+/// A tensor's name, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    /// The module as the trained model names it, without `base_model.model.`.
+    pub(super) module: String,
+    /// How many wrappers lie between the module and this parameter: several parameters of one module are
+    /// trained by nested wrappers.
+    pub(super) depth: usize,
+    /// Which of its parts.
+    pub(super) part: Part,
+    /// The adapter's name, where the file still has it.
+    pub(super) adapter: Option<String>,
+}
+
+impl Key {
+    /// Takes a tensor's name apart. Every name can be; whether the model has such a module is another question.
+    pub(super) fn parse(name: &str) -> Key {
+        let words: Vec<&str> = name.split('.').filter(|w| !WRAPPERS.contains(w)).collect();
+        let words = words.strip_prefix(&["module"]).unwrap_or(&words);
+        let words = match words.strip_prefix(&["base_model"]) {
+            Some(rest) => rest.strip_prefix(&["model"]).unwrap_or(rest),
+            None => words,
+        };
+        let is_parameter = |w: &&str| PARAMETERS.iter().any(|p| w.starts_with(p));
+        match words.iter().position(is_parameter) {
+            Some(at) => Self::parameter(&words[..at], &words[at..]),
+            None => Self::saved(words),
+        }
+    }
+
+    fn parameter(module: &[&str], rest: &[&str]) -> Key {
+        let depth = module.iter().rev().take_while(|w| **w == "base_layer").count();
+        let module: Vec<&str> = module.iter().copied().filter(|w| *w != "base_layer").collect();
+        let (parameter, rest) = match rest {
+            ["token_adapter", inner, rest @ ..] => (*inner, rest),
+            [parameter, rest @ ..] => (*parameter, rest),
+            [] => ("", rest),
+        };
+        let (name, field) = match rest {
+            [name @ .., field @ ("weight" | "bias")] => (name, Some(*field)),
+            name => (name, None),
+        };
+        let part = match field {
+            Some("bias") => format!("{parameter}.bias"),
+            _ => parameter.to_string(),
+        };
+        Key {
+            module: module.join("."),
+            depth,
+            part: Part::Parameter(part),
+            adapter: (!name.is_empty()).then(|| name.join(".")),
+        }
+    }
+
+    fn saved(words: &[&str]) -> Key {
+        let mut kept: Vec<&str> = Vec::with_capacity(words.len());
+        let (mut adapter, mut original) = (None, false);
+        let mut at = 0;
+        while at < words.len() {
+            match words[at] {
+                "modules_to_save" if at + 2 < words.len() => {
+                    adapter = Some(words[at + 1].to_string());
+                    at += 1;
+                }
+                "original_module" => original = true,
+                "base_layer" => {}
+                word => kept.push(word),
+            }
+            at += 1;
+        }
+        let (module, leaf) = match kept.split_last() {
+            Some((leaf, module)) => (module.join("."), leaf.to_string()),
+            None => (String::new(), String::new()),
+        };
+        let part = if original { Part::Original(leaf) } else { Part::Saved(leaf) };
+        Key { module, depth: 0, part, adapter }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is(name: &str, module: &str, depth: usize, part: Part, adapter: Option<&str>) {
+        let key = Key { module: module.into(), depth, part, adapter: adapter.map(Into::into) };
+        assert_eq!(Key::parse(name), key, "{name}");
+    }
+
+    fn parameter(name: &str) -> Part {
+        Part::Parameter(name.into())
+    }
+
+    #[test]
+    fn names_are_taken_apart() {
+        let q = "model.layers.0.self_attn.q_proj";
+        is(&format!("base_model.model.{q}.lora_A.weight"), q, 0, parameter("lora_A"), None);
+        is(&format!("base_model.model.{q}.lora_B.bias"), q, 0, parameter("lora_B.bias"), None);
+        is(&format!("base_model.model.{q}.lora_A.default.weight"), q, 0, parameter("lora_A"), Some("default"));
+        is(&format!("base_model.model.{q}.lora_magnitude_vector"), q, 0, parameter("lora_magnitude_vector"), None);
+        is("base_model.model.wte.lora_embedding_A.x", "wte", 0, parameter("lora_embedding_A"), Some("x"));
+        is("base_model.vera_A", "", 0, parameter("vera_A"), None);
+        is(
+            "base_model.model.m.experts.base_layer.lora_A.weight",
+            "m.experts",
+            1,
+            parameter("lora_A"),
+            None,
+        );
+        is(
+            "base_model.model.m.embed.token_adapter.trainable_tokens_delta",
+            "m.embed",
+            0,
+            parameter("trainable_tokens_delta"),
+            None,
+        );
+    }
+
+    #[test]
+    fn wrappers_leave_no_trace() {
+        for name in [
+            "base_model.model.lm_head.modules_to_save.default.weight",
+            "_orig_mod.base_model.model.lm_head.modules_to_save.default.weight",
+            "base_model.model._fsdp_wrapped_module.lm_head._fsdp_wrapped_module.modules_to_save.default.weight",
+            "module.base_model.model.lm_head.modules_to_save.default.weight",
+        ] {
+            is(name, "lm_head", 0, Part::Saved("weight".into()), Some("default"));
+        }
+        is("base_model.model.lm_head.base_layer.weight", "lm_head", 0, Part::Saved("weight".into()), None);
+        is("base_model.model.lm_head.original_module.weight", "lm_head", 0, Part::Original("weight".into()), None);
+    }
+}

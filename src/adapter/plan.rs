@@ -1,0 +1,214 @@
+//! From adapters to changes: each kind's rule is asked in turn, tied heads are untied where the merge parts them,
+//! and what looks wrong without being wrong is told.
+
+use indexmap::IndexMap;
+
+use super::config::AdapterConfig;
+use super::draft::{Context, Draft};
+use super::names::Names;
+use super::{Adapter, AdapterError, BaseInfo, MergeOptions, MergeSummary, TensorChange, lora, saved};
+use crate::recipe::{Recipe, Scratch};
+use crate::source::TensorSet;
+
+/// Below this `‖Δ‖ / ‖W‖` an adapter changes nothing that survives a quantizer.
+const NEARLY_ZERO: f64 = 1e-6;
+
+/// Kinds of adapters that act on the activations or the prompt: there is no weight they could become.
+const NOT_WEIGHTS: [(&str, &str); 14] = [
+    ("PROMPT_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
+    ("MULTITASK_PROMPT_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
+    ("P_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
+    ("CPT", "its trained vectors are prepended to the prompt, they are no change of any weight"),
+    ("PREFIX_TUNING", "its trained vectors are prepended to keys and values, they are no change of any weight"),
+    ("CARTRIDGE", "its trained vectors are prepended to keys and values, they are no change of any weight"),
+    ("ADAPTION_PROMPT", "its gated attention to a trained prompt is no change of any weight"),
+    ("XLORA", "its mixture of adapters is chosen anew for every token"),
+    ("POLY", "its mixture of adapters is chosen anew for every task"),
+    ("LILY", "its mixture of adapters is chosen anew for every token"),
+    ("MIXED", "it is several kinds of adapters at once"),
+    ("VBLORA", "its vector bank needs the selection that PEFT makes while loading"),
+    ("LN_TUNING", "PEFT's file does not say which norms it replaces"),
+    ("ROAD", "its rotation acts on activations in pairs chosen by a variant"),
+];
+
+/// Refuses kinds that cannot be merged, by name and reason, before their weights are looked for.
+pub(super) fn refuse_by_kind(config: &AdapterConfig, label: &str) -> Result<(), AdapterError> {
+    let refuse = |what: String, reason: &str, remedy: &str| AdapterError::NotMergeable {
+        adapter: label.to_string(),
+        what,
+        reason: reason.to_string(),
+        remedy: remedy.to_string(),
+    };
+    let kind = config.kind()?;
+    let other_kind = "train a LoRA adapter instead, or run this one with PEFT";
+    if let Some((kind, reason)) = NOT_WEIGHTS.iter().find(|(name, _)| *name == kind) {
+        return Err(refuse(format!("an adapter of type {kind}"), reason, other_kind));
+    }
+    if kind != "LORA" {
+        return Err(refuse(format!("an adapter of type {kind}"), "its merge rule is not known here", other_kind));
+    }
+    if config.get("alora_invocation_tokens").is_some() {
+        let reason = "it is switched on by tokens in the prompt, so no single set of weights behaves like it";
+        return Err(refuse("an activated LoRA (alora_invocation_tokens)".into(), reason, other_kind));
+    }
+    if config.get("arrow_config").is_some() {
+        let reason = "its router mixes adapters anew for every token";
+        return Err(refuse("an Arrow router (arrow_config)".into(), reason, "merge one of its experts"));
+    }
+    Ok(())
+}
+
+/// Merges adapters into a model's tensors, each with its weight.
+///
+/// `tensors` are changed in place: merged, replaced, or added where an output head parts from its embedding.
+/// With several adapters the full deltas are combined in f32, in the order of the list.
+///
+/// # Errors
+/// Everything that does not fit is named: see [`AdapterError`].
+pub fn apply(
+    adapters: &[(Adapter, f32)],
+    tensors: &mut TensorSet,
+    base: &BaseInfo,
+    options: &MergeOptions,
+) -> Result<MergeSummary, AdapterError> {
+    let mut summary = MergeSummary::default();
+    let names = Names::new(tensors);
+    let mut draft = Draft::default();
+    for (index, (adapter, _)) in adapters.iter().enumerate() {
+        warn_about_base(adapter, base, &mut summary.warnings);
+        let mut cx = Context {
+            index,
+            label: &adapter.label,
+            config: &adapter.config,
+            base,
+            tensors,
+            names: &names,
+            draft: &mut draft,
+        };
+        let contents = adapter.contents.clone();
+        for tensor in contents.saved {
+            saved::replace(tensor, &mut cx)?;
+        }
+        for module in contents.modules {
+            lora::plan(module, &mut cx)?;
+        }
+    }
+    let head = part_head(&mut draft, tensors, &names, base, &mut summary)?;
+    let labels: Vec<(String, f64)> = adapters.iter().map(|(a, w)| (a.label.clone(), f64::from(*w))).collect();
+    let before = names.embedding().and_then(|e| tensors.get(e)).map(|r| r.shape().rows());
+    summary.changes = draft.place(tensors, &labels, head, options.dtype)?;
+    let after = names.embedding().and_then(|e| tensors.get(e)).map(|r| r.shape().rows());
+    summary.vocab_size = after.filter(|_| after != before);
+    Ok(summary)
+}
+
+/// Decides what becomes of the head of a tied model. In training, an adapter of one of the two modules does not
+/// touch the other, so that their merged values differ and the head needs a tensor of its own.
+fn part_head(
+    draft: &mut Draft,
+    tensors: &TensorSet,
+    names: &Names,
+    base: &BaseInfo,
+    summary: &mut MergeSummary,
+) -> Result<Option<(String, Recipe)>, AdapterError> {
+    let Some(embedding) = names.embedding() else { return Ok(None) };
+    let Some(recipe) = tensors.get(embedding).cloned() else { return Ok(None) };
+    if !base.tie_word_embeddings || names.head().is_some() {
+        return Ok(None);
+    }
+    let head = super::draft::head_of(embedding);
+    if !draft.changes(&head) && !draft.changes(embedding) {
+        return Ok(None);
+    }
+    if draft.only_tokens(embedding) && !draft.changes(&head) {
+        return Ok(None);
+    }
+    if draft.same_replacement(embedding, &head)? {
+        draft.forget(&head);
+        return Ok(None);
+    }
+    let start = match draft.resized(embedding) {
+        // The trained head had the grown vocabulary too, but its file does not hold it: the embedding's rows are
+        // the best there are.
+        Some(_) if !draft.changes(&head) => {
+            summary.warnings.push(format!(
+                "the vocabulary of {embedding} changed, but the adapter holds no head of that size; it stays tied"
+            ));
+            return Ok(None);
+        }
+        _ => recipe,
+    };
+    draft.ensure(&head);
+    summary.untied_head = Some(head.clone());
+    Ok(Some((head, start)))
+}
+
+impl Draft {
+    /// Whether retrained rows are all that changes a tensor.
+    fn only_tokens(&self, name: &str) -> bool {
+        self.kinds(name).is_some_and(|mut kinds| kinds.all(|k| k == saved::TOKENS))
+    }
+
+    /// Whether both tensors are replaced by equal ones.
+    fn same_replacement(&self, one: &str, other: &str) -> Result<bool, AdapterError> {
+        let (Some(one), Some(other)) = (self.replacements(one), self.replacements(other)) else {
+            return Ok(false);
+        };
+        match (one.as_slice(), other.as_slice()) {
+            ([one], [other]) => Ok(equal(&one.recipe, &other.recipe)?),
+            _ => Ok(false),
+        }
+    }
+}
+
+/// Whether two tensors hold the same values. Reads both, a few rows at a time, up to the first difference.
+fn equal(one: &Recipe, other: &Recipe) -> Result<bool, AdapterError> {
+    if one.shape() != other.shape() {
+        return Ok(false);
+    }
+    let (rows, cols) = (one.shape().rows(), one.shape().row_len());
+    let step = ((1 << 17) / cols.max(1)).max(1);
+    let mut scratch = Scratch::default();
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let mut start = 0;
+    while start < rows {
+        let end = (start + step).min(rows);
+        a.resize(((end - start) * cols) as usize, 0f32);
+        b.resize(a.len(), 0f32);
+        one.rows(start..end, &mut a, &mut scratch)?;
+        other.rows(start..end, &mut b, &mut scratch)?;
+        if a.iter().zip(&b).any(|(a, b)| a.to_bits() != b.to_bits()) {
+            return Ok(false);
+        }
+        start = end;
+    }
+    Ok(true)
+}
+
+/// Tells when an adapter names another base model than the one it is merged into.
+fn warn_about_base(adapter: &Adapter, base: &BaseInfo, warnings: &mut Vec<String>) {
+    let last = |s: &str| s.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(s).to_ascii_lowercase();
+    if let Some(named) = adapter.config.base_model()
+        && last(named) != last(&base.name)
+    {
+        warnings.push(format!("{} was trained on {named}, not on {}", adapter.label, base.name));
+    }
+}
+
+/// Adapters whose every change is next to nothing.
+pub(super) fn nearly_zero(changes: &[TensorChange]) -> Vec<String> {
+    let mut largest: IndexMap<&str, f64> = IndexMap::new();
+    for change in changes {
+        if let Some(ratio) = change.meter.ratio() {
+            let most = largest.entry(&change.adapter).or_default();
+            *most = most.max(ratio);
+        }
+    }
+    largest
+        .into_iter()
+        .filter(|(_, most)| *most < NEARLY_ZERO)
+        .map(|(adapter, most)| {
+            format!("{adapter} changes next to nothing (at most {most:.1e} of a tensor's norm); was it trained?")
+        })
+        .collect()
+}
