@@ -56,13 +56,8 @@ pub(super) trait Addend: Send + Sync {
 /// A change that makes new rows from the tensor's own.
 pub(super) trait Rewrite: Send + Sync {
     /// Turns `values`, the rows `rows` of `base`, into the merged rows.
-    fn rows(
-        &self,
-        base: &Recipe,
-        rows: Range<u64>,
-        values: &mut [f32],
-        scratch: &mut Scratch,
-    ) -> Result<(), ReadError>;
+    fn rows(&self, base: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch)
+    -> Result<(), ReadError>;
 }
 
 /// The forms of a change.

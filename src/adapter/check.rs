@@ -19,9 +19,9 @@ pub struct NotFinite {
 /// Whether every value is finite. One pass without branches.
 pub fn all_finite(values: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
-    values.chunks(4096).all(|run| {
-        run.iter().fold(0u32, |bad, v| bad | u32::from(v.to_bits() & EXPONENT == EXPONENT)) == 0
-    })
+    values
+        .chunks(4096)
+        .all(|run| run.iter().fold(0u32, |bad, v| bad | u32::from(v.to_bits() & EXPONENT == EXPONENT)) == 0)
 }
 
 /// Checks rows of `row_len` values, the first of them row `first_row`, that are about to be written as

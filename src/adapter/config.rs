@@ -27,11 +27,8 @@ impl AdapterConfig {
 
     /// Checks the text of a config file.
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, AdapterError> {
-        let bad = |key: &str, cause: String| AdapterError::Config {
-            path: path.to_path_buf(),
-            key: key.to_string(),
-            cause,
-        };
+        let bad =
+            |key: &str, cause: String| AdapterError::Config { path: path.to_path_buf(), key: key.to_string(), cause };
         let settings = match serde_json::from_str(text) {
             Ok(Value::Object(settings)) => settings,
             Ok(_) => return Err(bad("the file", "is not a JSON object".into())),

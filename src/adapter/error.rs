@@ -84,7 +84,9 @@ pub enum AdapterError {
         remedy: String,
     },
     /// The adapter's name for a module fits several tensors of the model.
-    #[error("{adapter}: {module} could be {first} or {second} of the model; rename the adapter's tensors to one of them")]
+    #[error(
+        "{adapter}: {module} could be {first} or {second} of the model; rename the adapter's tensors to one of them"
+    )]
     Ambiguous {
         /// The adapter.
         adapter: String,
@@ -96,7 +98,9 @@ pub enum AdapterError {
         second: String,
     },
     /// A tensor is there without another that it needs.
-    #[error("{adapter}: {module} has {has} but no {needs}; the adapter's file is incomplete, save or download it again")]
+    #[error(
+        "{adapter}: {module} has {has} but no {needs}; the adapter's file is incomplete, save or download it again"
+    )]
     Missing {
         /// The adapter.
         adapter: String,

@@ -139,13 +139,7 @@ mod tests {
         is(&format!("base_model.model.{q}.lora_magnitude_vector"), q, 0, parameter("lora_magnitude_vector"), None);
         is("base_model.model.wte.lora_embedding_A.x", "wte", 0, parameter("lora_embedding_A"), Some("x"));
         is("base_model.vera_A", "", 0, parameter("vera_A"), None);
-        is(
-            "base_model.model.m.experts.base_layer.lora_A.weight",
-            "m.experts",
-            1,
-            parameter("lora_A"),
-            None,
-        );
+        is("base_model.model.m.experts.base_layer.lora_A.weight", "m.experts", 1, parameter("lora_A"), None);
         is(
             "base_model.model.m.embed.token_adapter.trainable_tokens_delta",
             "m.embed",

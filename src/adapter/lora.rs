@@ -143,10 +143,7 @@ fn embedding(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> R
             Edit::new("DoRA", Some(rank), &[a, b, &magnitude], effect)
         }
         // PEFT rounds an embedding's delta to the model's type before it adds it; a linear layer's it does not.
-        None => Edit {
-            rounds_addend: true,
-            ..Edit::new("LoRA", Some(rank), &[a, b], Effect::LowRank(factors))
-        },
+        None => Edit { rounds_addend: true, ..Edit::new("LoRA", Some(rank), &[a, b], Effect::LowRank(factors)) },
     };
     cx.edit(&target, &module.name, edit);
     Ok(())

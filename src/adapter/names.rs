@@ -53,8 +53,7 @@ fn canonical(name: &str) -> String {
     while words.peek().is_some_and(|w| WRAPPERS.contains(w)) {
         words.next();
     }
-    let words: Vec<&str> =
-        words.map(|w| RENAMED.iter().find(|(old, _)| *old == w).map_or(w, |(_, new)| new)).collect();
+    let words: Vec<&str> = words.map(|w| RENAMED.iter().find(|(old, _)| *old == w).map_or(w, |(_, new)| new)).collect();
     words.join(".")
 }
 
@@ -130,9 +129,10 @@ impl Names {
     }
 
     fn only(&self, test: impl Fn(&str) -> bool) -> Option<&str> {
-        let mut found = self.exact.keys().filter(|name| {
-            name.strip_suffix(".weight").is_some_and(|m| test(m) && !canonical(m).contains('.'))
-        });
+        let mut found = self
+            .exact
+            .keys()
+            .filter(|name| name.strip_suffix(".weight").is_some_and(|m| test(m) && !canonical(m).contains('.')));
         match (found.next(), found.next()) {
             (Some(one), None) => Some(one),
             _ => None,

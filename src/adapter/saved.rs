@@ -16,13 +16,7 @@ use crate::recipe::{ReadError, Recipe, Scratch};
 struct Replace(Recipe);
 
 impl Rewrite for Replace {
-    fn rows(
-        &self,
-        _: &Recipe,
-        rows: Range<u64>,
-        values: &mut [f32],
-        scratch: &mut Scratch,
-    ) -> Result<(), ReadError> {
+    fn rows(&self, _: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         self.0.rows(rows, values, scratch)
     }
 }
@@ -56,11 +50,7 @@ pub(super) fn replace(saved: Saved, cx: &mut Context) -> Result<(), AdapterError
 /// loses its last rows.
 fn resize(target: &mut Target, tensor: &Tensor, is_vocabulary: bool, cx: &mut Context) -> Result<(), AdapterError> {
     let (old, new) = (target.shape().dims(), tensor.dims());
-    let fits = is_vocabulary
-        && !old.is_empty()
-        && old.len() == new.len()
-        && old.len() <= 2
-        && old[1..] == new[1..];
+    let fits = is_vocabulary && !old.is_empty() && old.len() == new.len() && old.len() <= 2 && old[1..] == new[1..];
     if !fits {
         let needs = if is_vocabulary {
             format!("rows of {}", target.shape().row_len())
@@ -71,11 +61,8 @@ fn resize(target: &mut Target, tensor: &Tensor, is_vocabulary: bool, cx: &mut Co
     }
     let (old, new) = (old[0], new[0]);
     let rows = target.recipe.clone().slice(0, old.min(new))?;
-    target.recipe = if new > old {
-        Recipe::concat(vec![rows, tensor.recipe.clone().slice(old, new - old)?])?
-    } else {
-        rows
-    };
+    target.recipe =
+        if new > old { Recipe::concat(vec![rows, tensor.recipe.clone().slice(old, new - old)?])? } else { rows };
     cx.resize(&target.name, target.recipe.clone());
     Ok(())
 }
@@ -88,13 +75,7 @@ struct TokenRows {
 }
 
 impl Rewrite for TokenRows {
-    fn rows(
-        &self,
-        _: &Recipe,
-        rows: Range<u64>,
-        values: &mut [f32],
-        scratch: &mut Scratch,
-    ) -> Result<(), ReadError> {
+    fn rows(&self, _: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         let cols = self.values.shape().row_len() as usize;
         let first = self.rows.partition_point(|(row, _)| *row < rows.start);
         for &(row, from) in self.rows[first..].iter().take_while(|(row, _)| *row < rows.end) {
@@ -148,7 +129,5 @@ fn token_indices(module: &str, key: &str, cx: &Context) -> Result<Vec<u64>, Adap
         Some(other) => return Err(config.bad(key, format!("is {other}, not a list of token ids"))),
         None => return Err(config.bad(key, format!("is missing, but the file has rows of {module}"))),
     };
-    list.iter()
-        .map(|v| v.as_u64().ok_or_else(|| config.bad(key, format!("lists {v}, which is no token id"))))
-        .collect()
+    list.iter().map(|v| v.as_u64().ok_or_else(|| config.bad(key, format!("lists {v}, which is no token id")))).collect()
 }
