@@ -10,17 +10,28 @@
 //! Each family holds its *reference*, plain Rust over slices and the specification of the bytes, and beside it
 //! a kernel over `lanes`, which must equal the reference bit for bit. What the bytes depend on: strictly
 //! sequential sums, no fused multiply-add, the rounding of each conversion, and which f16 is read back.
+//!
+//! What type a tensor gets is decided by `filetype.rs`, `mixture.rs` (llama.cpp's rules), `overrides.rs` (the
+//! user's) and `quantplan.rs` (a whole file).
 
+mod filetype;
 mod k_affine;
 mod k_symmetric;
 mod lanes;
 mod legacy;
+pub mod mixture;
+mod overrides;
 mod plain;
+mod quantplan;
 mod search;
 mod types;
 
+pub use filetype::{FileType, QuantName};
 pub use lanes::Isa;
+pub use mixture::UnknownLayer;
+pub use overrides::{KvOverride, OptionError, QuantOptions, TensorTypeRule, parse_prune_layers, weight_type};
 pub use plain::{decode_bf16, decode_f16, encode_bf16, encode_f16};
+pub use quantplan::{Decision, Fallback, Importance, QuantPlan, QuantPlanError, SourceTensor};
 pub use types::{Geometry, GgmlType, ImatrixRule};
 
 /// A whole number of rows, and what is known about their columns.
