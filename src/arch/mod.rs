@@ -1,1 +1,119 @@
-//! Placeholder.
+//! What a model is called and how it is laid out: Hugging Face tensors and hyperparameters to GGUF's.
+//!
+//! A family of architectures is a description ([`spec`]) in a file of its own, and a line in [`FAMILIES`]. [`convert`]
+//! applies it: [`config`] completes the hyperparameters as transformers does, [`claim`] gives every source tensor its
+//! place, [`keys`] writes the architecture's keys, [`general`] those about the model's origin. Nothing here reads a
+//! weight.
+
+use std::path::Path;
+
+use crate::gguf::{Metadata, Value};
+use crate::source::TensorSet;
+
+mod blocks;
+mod card;
+mod claim;
+mod config;
+mod error;
+mod general;
+mod keys;
+mod llama;
+mod model_id;
+mod pattern;
+mod qwen;
+mod rope;
+pub mod spec;
+mod stored;
+
+pub use config::Config;
+pub use error::ArchError;
+pub use model_id::{ParameterCounts, size_label};
+pub use spec::{Family, Vocab};
+pub use stored::{ConvertedTensor, Stored, guess_output_type};
+
+/// Every family: adding one is its file and its line here.
+pub const FAMILIES: &[&Family] = &[&llama::LLAMA, &qwen::QWEN2, &qwen::QWEN2_MOE, &qwen::QWEN3, &qwen::QWEN3_MOE];
+
+/// A model to describe.
+#[derive(Debug)]
+pub struct ArchInput<'a> {
+    /// The contents of config.json.
+    pub config: &'a serde_json::Value,
+    /// Where it was read, for messages.
+    pub config_file: &'a Path,
+    /// The model's tensors, merged already where there is an adapter.
+    pub tensors: &'a TensorSet,
+    /// The folder whose README.md, generation_config.json and name tell the model's origin: the model's, or the
+    /// adapter's where there is one.
+    pub folder: &'a Path,
+    /// The folder of the tokenizer files, which some families look into.
+    pub tokenizer_folder: &'a Path,
+    /// A name that beats what the files say.
+    pub name: Option<&'a str>,
+}
+
+/// A described model: everything about its GGUF file but the tokenizer and the weights themselves.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// `general.architecture`.
+    pub arch: &'static str,
+    /// Hyperparameters with all defaults.
+    pub config: Config,
+    /// Keys before those of the tokenizer, in file order. `general.file_type` holds 0: set it.
+    pub metadata: Metadata,
+    /// Keys after those of the tokenizer; one that is there already keeps its place and changes its value.
+    pub late_metadata: Metadata,
+    /// Tensors in file order.
+    pub tensors: Vec<ConvertedTensor>,
+    /// Which vocabulary to look for.
+    pub vocab: Vocab,
+    /// Source tensors without a place in GGUF, with the reason.
+    pub dropped: Vec<(String, &'static str)>,
+    /// How many parameters, and where.
+    pub counts: ParameterCounts,
+}
+
+/// The family of a class name.
+pub fn family(class: &str) -> Option<&'static Family> {
+    FAMILIES.iter().copied().find(|f| f.classes.contains(&class))
+}
+
+/// All class names that some family has.
+pub fn supported_classes() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().flat_map(|f| f.classes.iter().copied())
+}
+
+/// Describes a model as `convert_hf_to_gguf` writes it: the same keys and tensors in the same order.
+pub fn convert(input: &ArchInput<'_>) -> Result<Converted, ArchError> {
+    let config = Config::new(input.config, input.config_file)?;
+    let Some(family) = family(config.class()) else {
+        return Err(ArchError::UnknownClass {
+            file: input.config_file.into(),
+            class: config.class().into(),
+            supported: supported_classes().collect::<Vec<_>>().join(", "),
+        });
+    };
+    let claimed = claim::claim(family, &config, input.tensors, input.tokenizer_folder)?;
+    let counts = ParameterCounts::of(claimed.tensors.iter().map(|t| (t.name.as_str(), t.recipe.shape().dims())));
+
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", Value::string(family.arch));
+    let mut keys = spec::Keys { prefix: family.arch, metadata };
+    keys::write(family.early_keys, &config, &mut keys)?;
+    let origin = general::Origin { folder: input.folder, config: input.config, name: input.name };
+    general::write(&mut keys.metadata, &origin, &counts)?;
+    keys::write(family.keys, &config, &mut keys)?;
+    keys.metadata.set("general.quantization_version", Value::U32(2));
+    let mut late = spec::Keys { prefix: family.arch, metadata: Metadata::new() };
+    keys::write(family.late_keys, &config, &mut late)?;
+    Ok(Converted {
+        arch: family.arch,
+        config,
+        metadata: keys.metadata,
+        late_metadata: late.metadata,
+        tensors: claimed.tensors,
+        vocab: family.vocab,
+        dropped: claimed.dropped,
+        counts,
+    })
+}

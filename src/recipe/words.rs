@@ -22,6 +22,18 @@ pub enum RowMap {
         /// Rows of one head, an even number.
         head: u64,
     },
+    /// Of every `of` input rows, `take`: the one at `start` and those `step` apart (the same part of each matrix
+    /// in a stack).
+    Within {
+        /// Rows of a matrix.
+        of: u64,
+        /// First row in each.
+        start: u64,
+        /// Distance between rows.
+        step: u64,
+        /// Rows from each.
+        take: u64,
+    },
     /// Any other choice: input row numbers.
     Gather(Arc<[u64]>),
 }
@@ -35,6 +47,7 @@ impl RowMap {
                 let (h, p) = (i / head, i % head);
                 h * head + (p % 2) * (head / 2) + p / 2
             }
+            RowMap::Within { of, start, step, take } => i / take * of + start + i % take * step,
             RowMap::Gather(rows) => rows[i as usize],
         }
     }
@@ -48,6 +61,8 @@ pub enum Elementwise {
     Add(f32),
     /// `x * c`
     Scale(f32),
+    /// `-exp(x)`
+    NegExp,
 }
 
 impl Elementwise {
@@ -55,6 +70,7 @@ impl Elementwise {
         match self {
             Elementwise::Add(c) => x + c,
             Elementwise::Scale(c) => x * c,
+            Elementwise::NegExp => -x.exp(),
         }
     }
 }
@@ -124,6 +140,13 @@ impl Recipe {
                     return Err(self.unfit("rope permutation", format!("whole heads of {head} (even) rows")));
                 }
                 count.checked_sub(1)
+            }
+            RowMap::Within { of, start, step, take } => {
+                let last = take.checked_sub(1).map(|n| start + n * step);
+                if last.is_none_or(|last| last >= *of) || count % take != 0 {
+                    return Err(self.unfit("row choice", format!("{take} rows of every {of}, {count} in all")));
+                }
+                last.and_then(|last| Some((count / take).checked_sub(1)? * of + last))
             }
             RowMap::Gather(rows) => {
                 if rows.len() as u64 != count {

@@ -1,0 +1,134 @@
+//! Per family: every key and tensor as llama.cpp's converter writes them, from headers alone.
+//!
+//! A golden in `fixtures/arch/` holds a config.json, the names, types and shapes of the model's tensors, and what
+//! `convert_hf_to_gguf --outtype bf16` made of them. `tests/oracle/arch_golden.py` writes one.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value as Json, json};
+use to_gguf::arch::{self, ArchInput, Converted};
+use to_gguf::gguf::{Array, Value};
+use to_gguf::quant::GgmlType;
+use to_gguf::recipe::{ReadError, Recipe, RowSource, Scratch};
+use to_gguf::shape::Shape;
+use to_gguf::source::TensorSet;
+
+/// A tensor of which only the header is known.
+struct Header {
+    name: String,
+    shape: Shape,
+    precision: GgmlType,
+}
+
+impl RowSource for Header {
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+    fn precision(&self) -> GgmlType {
+        self.precision
+    }
+    fn read_rows(&self, _: Range<u64>, _: &mut [f32], _: &mut Scratch) -> Result<(), ReadError> {
+        Err(ReadError::new(&self.name, "has no data in this test"))
+    }
+    fn describe(&self) -> String {
+        self.name.clone()
+    }
+}
+
+fn header(line: &str) -> (String, Recipe) {
+    let mut words = line.split(' ');
+    let (name, dtype, dims) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+    let shape = Shape::new(serde_json::from_str::<Vec<u64>>(dims).unwrap()).unwrap();
+    let precision = match dtype {
+        "BF16" => GgmlType::BF16,
+        "F16" => GgmlType::F16,
+        _ => GgmlType::F32,
+    };
+    (name.into(), Recipe::source(Arc::new(Header { name: name.into(), shape, precision })))
+}
+
+fn convert(golden: &Json) -> Converted {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join(golden["folder"].as_str().unwrap());
+    std::fs::create_dir(&folder).unwrap();
+    for (name, text) in golden["files"].as_object().unwrap() {
+        std::fs::write(folder.join(name), text.as_str().unwrap()).unwrap();
+    }
+    if let Some(n) = golden["tokenizer_tokens"].as_u64() {
+        let vocab: serde_json::Map<String, Json> = (0..n).map(|i| (format!("t{i}"), i.into())).collect();
+        let text = json!({"model": {"vocab": vocab}, "added_tokens": []}).to_string();
+        std::fs::write(folder.join("tokenizer.json"), text).unwrap();
+    }
+    let tensors: TensorSet = golden["source"].as_array().unwrap().iter().map(|l| header(l.as_str().unwrap())).collect();
+    arch::convert(&ArchInput {
+        config: &golden["config"],
+        config_file: Path::new("config.json"),
+        tensors: &tensors,
+        folder: &folder,
+        tokenizer_folder: &folder,
+        name: None,
+    })
+    .unwrap_or_else(|e| panic!("{}: {e}", golden["folder"]))
+}
+
+/// A value as the golden writes it: its kind and itself.
+fn told(value: &Value) -> (String, Json) {
+    let text = |s: &bstr::BString| Json::from(s.to_string());
+    match value {
+        Value::U32(v) => ("uint32".into(), (*v).into()),
+        Value::I32(v) => ("int32".into(), (*v).into()),
+        Value::F32(v) => ("float32".into(), f64::from(*v).into()),
+        Value::Bool(v) => ("bool".into(), (*v).into()),
+        Value::String(s) => ("string".into(), text(s)),
+        Value::Array(Array::I32(v)) => ("[int32]".into(), v.clone().into()),
+        Value::Array(Array::U32(v)) => ("[uint32]".into(), v.clone().into()),
+        Value::Array(Array::Bool(v)) => ("[bool]".into(), v.clone().into()),
+        Value::Array(Array::F32(v)) => ("[float32]".into(), v.iter().map(|&x| f64::from(x)).collect()),
+        Value::Array(Array::String(v)) => ("[string]".into(), v.iter().map(text).collect()),
+        other => (format!("{other:?}"), Json::Null),
+    }
+}
+
+#[test]
+fn keys_and_tensors_are_those_of_the_converter() {
+    let mut seen = 0;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/arch");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let mut wrong = Vec::new();
+    for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "json")) {
+        let golden: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let made = convert(&golden);
+        let name = path.file_stem().unwrap().to_string_lossy();
+        let mut metadata = made.metadata.clone();
+        metadata.set("general.file_type", Value::U32(32));
+        let keys: Vec<Json> = metadata
+            .iter()
+            .filter(|(k, _)| !k.starts_with("tokenizer."))
+            .map(|(k, v)| {
+                let (kind, value) = told(v);
+                json!([k, kind, value])
+            })
+            .collect();
+        let tensors: Vec<Json> = made
+            .tensors
+            .iter()
+            .map(|t| {
+                let ne: Vec<String> = t.recipe.shape().ne().iter().map(u64::to_string).collect();
+                format!("{} {} [{}]", t.name, t.stored_type(GgmlType::BF16), ne.join(",")).into()
+            })
+            .collect();
+        for (what, ours, theirs) in [("key", &keys, &golden["keys"]), ("tensor", &tensors, &golden["tensors"])] {
+            let theirs = theirs.as_array().unwrap();
+            let first = (0..ours.len().max(theirs.len())).find(|&i| ours.get(i) != theirs.get(i));
+            if let Some(i) = first {
+                wrong.push(format!("{name}: {what} {i} is {:?}, should be {:?}", ours.get(i), theirs.get(i)));
+            }
+        }
+        seen += 1;
+    }
+    assert!(seen >= 5, "only {seen} goldens found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
