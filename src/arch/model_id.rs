@@ -235,7 +235,7 @@ impl ParameterCounts {
                 counts.shared += size;
             }
         }
-        counts.experts = if stacks > 0 { sum / stacks } else { 0 };
+        counts.experts = sum.checked_div(stacks).unwrap_or(0);
         counts
     }
 }

@@ -10,7 +10,7 @@ const SCALED: [&str; 3] = ["llama3", "yarn", "longrope"];
 pub(super) fn standardise(keys: &mut Map<String, Value>, entry: &Map<String, Value>, raw: &Map<String, Value>) {
     let Some(default_theta) = entry.get("rope_theta") else { return };
     let model_type = keys.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let own_theta = !entry.get("defaults").is_some_and(|d| d.get("rope_theta").is_some());
+    let own_theta = entry.get("defaults").is_none_or(|d| d.get("rope_theta").is_none());
     let scaling = keys.remove("rope_scaling").filter(|v| v.as_object().is_some_and(|o| !o.is_empty()));
     let mut rope = match scaling.or_else(|| keys.remove("rope_parameters")) {
         Some(Value::Object(rope)) => rope,
