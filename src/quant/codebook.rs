@@ -1,0 +1,233 @@
+//! The codebooks of the grid types (IQ1, IQ2, IQ3), the values of the 4-bit ones, and MXFP4's exponents.
+//!
+//! The numbers are data: `quant-tables/*.txt`, each with its origin, decoded once. What ggml computes at start
+//! (`iq2xs_init_impl`, `iq3xs_init_impl` in `ggml-quants.c`) is computed here too: a grid point, or its list of
+//! neighbours, for every cell, a cell being the nearest odd integer of each coordinate.
+
+use std::sync::OnceLock;
+
+/// A grid of points with `D` coordinates, each a level `l` that stands for `2l + 1` while searching.
+pub(super) struct Codebook<const D: usize> {
+    /// Levels that a rounded coordinate can take: 3 where it has two bits, 8 where it has three.
+    pub(super) radix: usize,
+    /// What a level stands for in a decoded value.
+    pub(super) decode: Vec<i8>,
+    /// The levels of every point.
+    pub(super) points: Vec<[u8; D]>,
+    cells: Vec<Cell>,
+    /// Neighbours of all cells, each cell's in ggml's order: by distance, then by number.
+    neighbours: Vec<u16>,
+}
+
+/// What a rounded vector falls on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cell {
+    /// The point of this number.
+    Point(u16),
+    /// No point: candidates are `neighbours[start..start + len]`.
+    Near { start: u32, len: u16 },
+}
+
+/// What a codebook offers for a rounded vector.
+#[derive(Clone, Copy)]
+pub(super) enum Offer<'a> {
+    /// The vector is the point of this number.
+    Point(u16),
+    /// The nearest points, to be compared; never empty.
+    Near(&'a [u16]),
+}
+
+impl<const D: usize> Codebook<D> {
+    /// Decodes a table and finds the neighbours of every cell.
+    fn parse(text: &str) -> Self {
+        let mut bits = 0;
+        let mut distances = 0;
+        let mut decode = Vec::new();
+        let mut points = Vec::new();
+        let mut lines = text.lines().filter(|l| !l.starts_with('#'));
+        for line in lines.by_ref() {
+            let (key, values) = line.split_once(' ').unwrap_or((line, ""));
+            match key {
+                "dims" => assert_eq!(values, D.to_string(), "a table of this crate"),
+                "bits" => bits = number(values),
+                "neighbour_distances" => distances = number(values),
+                "decode" => decode = values.split(' ').map(number).collect(),
+                "points" => break,
+                _ => unreachable!("unknown key {key} in a table of this crate"),
+            }
+        }
+        for packed in lines.flat_map(str::split_whitespace).map(number::<u32>) {
+            points.push(std::array::from_fn(|i| (packed >> (bits * i as u32) & ((1 << bits) - 1)) as u8));
+        }
+        let mut grid = Codebook { radix: decode.len(), decode, points, cells: Vec::new(), neighbours: Vec::new() };
+        grid.find_neighbours(distances);
+        grid
+    }
+
+    /// Fills `cells` and `neighbours`: a cell without a point takes all points at the `distances` smallest
+    /// distances that occur.
+    fn find_neighbours(&mut self, distances: usize) {
+        let mut on_grid = vec![None; self.radix.pow(D as u32)];
+        for (n, levels) in self.points.iter().enumerate() {
+            on_grid[self.cell(levels)] = Some(n as u16);
+        }
+        // Squared distances from the cell, first half of the coordinates and second half, to every point.
+        let half = D / 2;
+        let halves = self.radix.pow(half as u32);
+        let table = |from: usize| -> Vec<Vec<u16>> {
+            (0..halves)
+                .map(|cell| {
+                    let at = |i: usize| (cell / self.radix.pow(i as u32) % self.radix) as i32;
+                    let distance = |p: &[u8; D]| (0..half).map(|i| (at(i) - p[from + i] as i32).pow(2) as u16).sum();
+                    self.points.iter().map(distance).collect()
+                })
+                .collect()
+        };
+        let (low, high) = (table(0), table(half));
+        let mut distance = vec![0u16; self.points.len()];
+        for (cell, point) in on_grid.iter().enumerate() {
+            if let Some(n) = point {
+                self.cells.push(Cell::Point(*n));
+                continue;
+            }
+            for ((d, a), b) in distance.iter_mut().zip(&low[cell % halves]).zip(&high[cell / halves]) {
+                *d = a + b;
+            }
+            let start = self.neighbours.len();
+            let mut wanted = distance.iter().min().copied();
+            for _ in 0..distances {
+                let Some(d) = wanted else { break };
+                self.neighbours.extend((0..distance.len() as u16).filter(|&n| distance[n as usize] == d));
+                wanted = distance.iter().copied().filter(|&other| other > d).min();
+            }
+            let len = (self.neighbours.len() - start) as u16;
+            self.cells.push(Cell::Near { start: start as u32, len });
+        }
+    }
+
+    /// The number of the cell with these levels.
+    pub(super) fn cell(&self, levels: &[u8; D]) -> usize {
+        levels.iter().rev().fold(0, |cell, &l| cell * self.radix + l as usize)
+    }
+
+    /// What the codebook offers for a cell.
+    pub(super) fn offer(&self, cell: usize) -> Offer<'_> {
+        match self.cells[cell] {
+            Cell::Point(n) => Offer::Point(n),
+            Cell::Near { start, len } => Offer::Near(&self.neighbours[start as usize..][..len as usize]),
+        }
+    }
+
+    /// The decoded values of a point.
+    pub(super) fn values(&self, point: usize) -> [f32; D] {
+        self.points[point].map(|l| self.decode[l as usize] as f32)
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> T {
+    text.parse().unwrap_or_else(|_| unreachable!("{text} is no number in a table of this crate"))
+}
+
+macro_rules! codebooks {
+    ($($name:ident: $dims:literal, $file:literal;)*) => {$(
+        #[doc = concat!("The codebook in `quant-tables/", $file, "`.")]
+        pub(super) fn $name() -> &'static Codebook<$dims> {
+            static GRID: OnceLock<Codebook<$dims>> = OnceLock::new();
+            GRID.get_or_init(|| Codebook::parse(include_str!(concat!("../../quant-tables/", $file))))
+        }
+    )*};
+}
+
+codebooks! {
+    iq1: 8, "iq1.txt";
+    iq2_xxs: 8, "iq2_xxs.txt";
+    iq2_xs: 8, "iq2_xs.txt";
+    iq2_s: 8, "iq2_s.txt";
+    iq3_xxs: 4, "iq3_xxs.txt";
+    iq3_s: 4, "iq3_s.txt";
+}
+
+fn kvalues(name: &str) -> [i8; 16] {
+    let lines = include_str!("../../quant-tables/kvalues.txt").lines();
+    let (_, values) = lines.filter_map(|l| l.split_once(' ')).find(|l| l.0 == name).expect("a row of this crate's table");
+    let mut numbers = values.split(' ').map(number);
+    std::array::from_fn(|_| numbers.next().expect("sixteen values in this crate's table"))
+}
+
+/// `kvalues_iq4nl`: what the codes of IQ4_NL and IQ4_XS stand for.
+pub(super) fn iq4_values() -> &'static [i8; 16] {
+    static VALUES: OnceLock<[i8; 16]> = OnceLock::new();
+    VALUES.get_or_init(|| kvalues("iq4_nl"))
+}
+
+/// `kvalues_fp4`: twice the values of E2M1, MXFP4's and NVFP4's code.
+pub(super) fn fp4_values() -> &'static [i8; 16] {
+    static VALUES: OnceLock<[i8; 16]> = OnceLock::new();
+    VALUES.get_or_init(|| kvalues("fp4"))
+}
+
+/// The E8M0 byte that ggml gives a block of MXFP4 whose largest magnitude is `amax` (not NaN).
+pub(super) fn mxfp4_exponent(amax: f32) -> u8 {
+    static RUNS: OnceLock<(Vec<u32>, Vec<u8>)> = OnceLock::new();
+    let (first, byte) = RUNS.get_or_init(|| {
+        let lines = include_str!("../../quant-tables/mxfp4_exponents.txt").lines().filter(|l| !l.starts_with('#'));
+        let run = |l: &str| {
+            let (bits, byte) = l.split_once(' ').expect("two columns in this crate's table");
+            (u32::from_str_radix(bits, 16).expect("hexadecimal bits in this crate's table"), number::<u8>(byte))
+        };
+        lines.map(run).unzip()
+    });
+    let bits = amax.to_bits();
+    if bits == 0 || bits >= f32::INFINITY.to_bits() {
+        return 0; // an infinite logarithm casts to 0
+    }
+    // A run is an octave, so its number is at most one above the exponent's: look from there.
+    let octave = if bits < 0x0080_0000 { 0 } else { 21 + (bits >> 23) as usize };
+    byte[octave + first[octave..].iter().take_while(|&&b| b <= bits).count().max(1) - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+
+    /// Codebooks and neighbour lists as ggml's `iq2xs_init_impl` and `iq3xs_init_impl` make them; the quantizers'
+    /// golden hashes depend on every one of them, this says which table is to blame.
+    #[test]
+    fn neighbour_lists_are_those_of_ggml() {
+        fn digest<const D: usize>(grid: &Codebook<D>) -> String {
+            let mut hash = Sha256::new();
+            for cell in &grid.cells {
+                match *cell {
+                    Cell::Point(n) => hash.update((-1i32 - i32::from(n)).to_le_bytes()),
+                    Cell::Near { len, .. } => hash.update(i32::from(len).to_le_bytes()),
+                }
+            }
+            grid.neighbours.iter().for_each(|n| hash.update(n.to_le_bytes()));
+            hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+        }
+        let all = [
+            digest(iq1()),
+            digest(iq2_xxs()),
+            digest(iq2_xs()),
+            digest(iq2_s()),
+            digest(iq3_xxs()),
+            digest(iq3_s()),
+        ];
+        assert_eq!(all, [""; 6]);
+    }
+
+    #[test]
+    fn mxfp4_exponents_follow_the_table_at_every_boundary() {
+        for line in include_str!("../../quant-tables/mxfp4_exponents.txt").lines().filter(|l| !l.starts_with('#')) {
+            let (bits, byte) = line.split_once(' ').unwrap();
+            let (bits, byte) = (u32::from_str_radix(bits, 16).unwrap(), byte.parse::<u8>().unwrap());
+            assert_eq!(mxfp4_exponent(f32::from_bits(bits)), byte, "{line}");
+            if bits > 1 {
+                assert_eq!(mxfp4_exponent(f32::from_bits(bits - 1)), byte.wrapping_sub(1), "before {line}");
+            }
+        }
+        assert_eq!(mxfp4_exponent(0.0), 0);
+        assert_eq!(mxfp4_exponent(f32::INFINITY), 0);
+    }
+}

@@ -1,0 +1,370 @@
+//! IQ1_S and IQ1_M: eight weights at a time are a point of a ternary grid, all shifted by an eighth up or down.
+//!
+//! ```text
+//! IQ1_S, 256 weights in 50 bytes:  d f16 | 32 points, low 8 bits | 8 x u16 (4 x high 3 bits, scale 3 bits, shift)
+//! IQ1_M, 256 weights in 56 bytes:  32 points, low 8 bits | 32 x (high 3 bits, shift) | 16 scales, 3 bits, and d f16 in
+//!                                  the top 4 bits of 4 u16
+//! ```
+//!
+//! The search (`quantize_row_iq1_s_impl`, `quantize_row_iq1_m_impl`), per 32 weights (IQ1_S) or 16 (IQ1_M):
+//!
+//! ```text
+//! sort the weights; every split of the sorted list into three runs is a ternary code, and prefix sums give its sumqx
+//! and sumq2 for both shifts (IQ1_M: both shifts of either half); keep the split with the largest sumqx^2 / sumq2
+//! turn the code so that the scale is positive; replace groups that are no grid point by the neighbour with the least
+//! weighted squared error, and fit the scale again
+//! ```
+//!
+//! Bytes depend on the sort being stable, on the order of every sum, and on the first of equal splits winning.
+
+use super::codebook::{self, Codebook, Offer};
+use super::grid_search::importance;
+use super::iq2::sub_weights;
+use super::numeric::{f16_at, f16_bytes, max, nearest_int, sum_of_squares};
+
+/// `IQ1S_DELTA`, `IQ1M_DELTA`.
+const DELTA: f32 = 0.125;
+/// What the levels stand for, shifted up and shifted down.
+const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
+const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
+
+/// The best split of a sorted sub-block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Split {
+    /// First place of the middle and of the upper run.
+    pub(super) at: (usize, usize),
+    /// Which shifts: for IQ1_S 0 up, 1 down; for IQ1_M bit 1 for the first half, bit 0 for the second, set for down.
+    pub(super) shift: usize,
+    /// The least-squares scale, of either sign.
+    pub(super) scale: f32,
+}
+
+/// A sub-block with its codes.
+struct Coded {
+    /// The grid points of its groups of eight.
+    points: [u16; 4],
+    /// As in [`Split`].
+    shift: usize,
+    scale: f32,
+}
+
+/// The order of the weights in ascending order, as glibc's merge sort leaves it: NaN compares equal to everything.
+fn ascending<const N: usize>(x: &[f32]) -> [u8; N] {
+    fn sort(order: &mut [u8], x: &[f32]) {
+        if order.len() < 2 {
+            return;
+        }
+        let (low, high) = order.split_at_mut(order.len() / 2);
+        sort(low, x);
+        sort(high, x);
+        let mut merged = [0; 32];
+        let (mut l, mut h) = (0, 0);
+        for slot in &mut merged[..low.len() + high.len()] {
+            let take_low = h == high.len() || (l < low.len() && !(x[low[l] as usize] > x[high[h] as usize]));
+            *slot = if take_low { low[l] } else { high[h] };
+            (l, h) = if take_low { (l + 1, h) } else { (l, h + 1) };
+        }
+        let len = order.len();
+        order.copy_from_slice(&merged[..len]);
+    }
+    let mut order = std::array::from_fn(|i| i as u8);
+    sort(&mut order, x);
+    order
+}
+
+/// Keeps the better of two splits, as ggml compares them.
+struct Best {
+    score: f32,
+    split: Option<Split>,
+}
+
+impl Best {
+    fn new() -> Self {
+        Best { score: f32::MIN, split: None }
+    }
+
+    fn offer(&mut self, sumqx: f32, sumq2: f32, at: (usize, usize), shift: usize) {
+        if sumq2 > 0.0 && sumqx * sumqx > self.score * sumq2 {
+            let scale = sumqx / sumq2;
+            self.score = scale * sumqx;
+            self.split = Some(Split { at, shift, scale });
+        }
+    }
+}
+
+/// IQ1_S's best split of 32 weights in ascending order.
+fn split_s(x: &[f32], weight: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
+    let (mut sumx, mut sumw) = ([0.0f32; 33], [0.0f32; 33]);
+    for (j, &i) in order.iter().enumerate() {
+        sumx[j + 1] = sumx[j] + weight[i as usize] * x[i as usize];
+        sumw[j + 1] = sumw[j] + weight[i as usize];
+    }
+    let mut best = Best::new();
+    for i1 in 0..=32 {
+        for i2 in i1..=32 {
+            for (shift, v) in [UP, DOWN].iter().enumerate() {
+                let sumqx = (sumx[i1] - sumx[0]) * v[0] + (sumx[i2] - sumx[i1]) * v[1] + (sumx[32] - sumx[i2]) * v[2];
+                let sumq2 = (sumw[i1] - sumw[0]) * v[0] * v[0]
+                    + (sumw[i2] - sumw[i1]) * v[1] * v[1]
+                    + (sumw[32] - sumw[i2]) * v[2] * v[2];
+                best.offer(sumqx, sumq2, (i1, i2), shift);
+            }
+        }
+    }
+    best.split
+}
+
+/// IQ1_M's best split of 16 weights in ascending order; either half has a shift of its own.
+fn split_m(x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
+    let (mut px, mut pw) = ([[0.0f32; 17]; 2], [[0.0f32; 17]; 2]);
+    for (j, &i) in order.iter().enumerate() {
+        let (i, half) = (i as usize, i as usize / 8);
+        for h in 0..2 {
+            (px[h][j + 1], pw[h][j + 1]) = (px[h][j], pw[h][j]);
+        }
+        px[half][j + 1] += weight[i] * x[i];
+        pw[half][j + 1] += weight[i];
+    }
+    let mut best = Best::new();
+    for i1 in 0..=16 {
+        for i2 in i1..=16 {
+            // [half][shift]
+            let (mut qx, mut q2) = ([[0.0f32; 2]; 2], [[0.0f32; 2]; 2]);
+            for h in 0..2 {
+                let sx = px[h][i1] + px[h][i2];
+                for (s, v) in [UP, DOWN].iter().enumerate() {
+                    qx[h][s] = px[h][16] * v[2] - sx;
+                    q2[h][s] = pw[h][16] * v[2] * v[2]
+                        + pw[h][i1] * (v[0] * v[0] - v[1] * v[1])
+                        + pw[h][i2] * (v[1] * v[1] - v[2] * v[2]);
+                }
+            }
+            for k in 0..4 {
+                best.offer(qx[0][k / 2] + qx[1][k % 2], q2[0][k / 2] + q2[1][k % 2], (i1, i2), k);
+            }
+        }
+    }
+    best.split
+}
+
+/// `iq1_find_best_neighbour2`. Where no error is a number, ggml aborts; this takes the first candidate.
+fn nearest(grid: &Codebook<8>, candidates: &[u16], x: &[f32], weight: &[f32], scale: f32, values: &[f32; 3]) -> u16 {
+    let (mut best, mut least) = (candidates[0], f32::MAX);
+    for &n in candidates {
+        let error = grid.points[n as usize].iter().zip(x).zip(weight).fold(0.0, |sum, ((&l, &x), &w)| {
+            let diff = scale * values[l as usize] - x;
+            sum + w * diff * diff
+        });
+        if error < least {
+            (best, least) = (n, error);
+        }
+    }
+    best
+}
+
+/// Codes a sub-block of `N` weights from its best split. `values(shift, k)` is what levels stand for in group `k`;
+/// `opposite` is the shift that belongs to the negated code.
+fn code<const N: usize>(
+    grid: &Codebook<8>,
+    x: &[f32],
+    weight: &[f32; N],
+    order: &[u8; N],
+    split: Split,
+    opposite: usize,
+    values: impl Fn(usize, usize) -> &'static [f32; 3],
+) -> Coded {
+    let mut levels = [0; N];
+    for (place, &i) in order.iter().enumerate() {
+        levels[i as usize] = u8::from(place >= split.at.0) + u8::from(place >= split.at.1);
+    }
+    let (mut scale, mut shift) = (split.scale, split.shift);
+    if scale < 0.0 {
+        levels = levels.map(|l| 2 - l);
+        (scale, shift) = (-scale, opposite);
+    }
+    let mut points = [0; 4];
+    let mut all_on_grid = true;
+    for (k, levels) in levels.chunks_exact(8).enumerate() {
+        points[k] = match grid.offer(grid.cell(&std::array::from_fn(|i| levels[i]))) {
+            Offer::Point(n) => n,
+            Offer::Near(candidates) => {
+                all_on_grid = false;
+                nearest(grid, candidates, &x[8 * k..], &weight[8 * k..], scale, values(shift, k))
+            }
+        };
+    }
+    if !all_on_grid {
+        let (mut sumqx, mut sumq2) = (0.0, 0.0);
+        for i in 0..N {
+            let q = values(shift, i / 8)[grid.points[points[i / 8] as usize][i % 8] as usize];
+            sumqx += weight[i] * q * x[i];
+            sumq2 += weight[i] * q * q;
+        }
+        if sumqx > 0.0 && sumq2 > 0.0 {
+            scale = sumqx / sumq2;
+        }
+    }
+    Coded { points, shift, scale }
+}
+
+fn largest_magnitude(x: &[f32]) -> f32 {
+    x[1..].iter().fold(x[0].abs(), |m, v| max(m, v.abs()))
+}
+
+/// Level of a sub-block's scale, `2 l + 1` being a 15th of the largest.
+fn scale_level(id: f32, scale: f32) -> u8 {
+    nearest_int(0.5 * (id * scale - 1.0)).clamp(0, 7) as u8
+}
+
+/// What levels stand for in IQ1_S.
+fn values_s(shift: usize, _group: usize) -> &'static [f32; 3] {
+    if shift == 0 { &UP } else { &DOWN }
+}
+
+/// What levels stand for in IQ1_M: each group of a sub-block has its own shift.
+fn values_m(shift: usize, group: usize) -> &'static [f32; 3] {
+    values_s(if group == 0 { shift >> 1 } else { shift & 1 }, group)
+}
+
+/// Encodes a row as IQ1_S. ggml demands an imatrix here; without one, every weight counts as 1.
+pub(super) fn quantize_row_iq1_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    let grid = codebook::iq1();
+    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(50)).enumerate() {
+        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
+        let (mut scales, mut shifts) = ([0.0; 8], [0; 8]);
+        block.fill(0);
+        for (ib, x) in x.chunks_exact(32).enumerate() {
+            let weight = importance(x, Some(sub_weights(weights, 256 * i + 32 * ib, 32)), sigma2, |_| 0.0);
+            if largest_magnitude(x) < 1e-12 {
+                continue;
+            }
+            let order = ascending(x);
+            let Some(split) = split_s(x, &weight, &order) else { continue };
+            let coded = code(grid, x, &weight, &order, split, 1 - split.shift, values_s);
+            let high = coded.points.iter().rev().fold(0, |high, p| high << 3 | p >> 8);
+            for (byte, point) in block[2 + 4 * ib..].iter_mut().zip(coded.points) {
+                *byte = point as u8;
+            }
+            block[34 + 2 * ib..][..2].copy_from_slice(&high.to_le_bytes());
+            (scales[ib], shifts[ib]) = (coded.scale, coded.shift as u8);
+        }
+        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        if max_scale == 0.0 {
+            continue;
+        }
+        let d = max_scale / 15.0;
+        block[..2].copy_from_slice(&f16_bytes(d * 1.125));
+        let id = 1.0 / d;
+        for ib in 0..8 {
+            block[35 + 2 * ib] |= (scale_level(id, scales[ib]) | shifts[ib] << 3) << 4;
+        }
+    }
+}
+
+/// Encodes a row as IQ1_M.
+pub(super) fn quantize_row_iq1_m(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    let grid = codebook::iq1();
+    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(56)).enumerate() {
+        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
+        let mut importances = [[0.0; 16]; 16];
+        let (mut scales, mut shifts, mut points) = ([0.0; 16], [0; 16], [[0; 2]; 16]);
+        for (ib, x) in x.chunks_exact(16).enumerate() {
+            let weights = weights.map(|w| &w[256 * i + 16 * ib..][..16]);
+            importances[ib] = importance(x, weights, sigma2, |v| v * v);
+            if largest_magnitude(x) < 1e-7 {
+                continue;
+            }
+            let order = ascending(x);
+            let Some(split) = split_m(x, &importances[ib], &order) else { continue };
+            let coded = code(grid, x, &importances[ib], &order, split, 3 - split.shift, values_m);
+            points[ib].copy_from_slice(&coded.points[..2]);
+            (scales[ib], shifts[ib]) = (coded.scale, coded.shift);
+        }
+        finish_iq1_m(block, grid, x, &importances, &scales, &shifts, &points);
+    }
+}
+
+/// Writes an IQ1_M block: levels for the scales, then the scale that fits the whole block best.
+fn finish_iq1_m(
+    block: &mut [u8],
+    grid: &Codebook<8>,
+    x: &[f32],
+    importances: &[[f32; 16]; 16],
+    scales: &[f32; 16],
+    shifts: &[usize; 16],
+    points: &[[u16; 2]; 16],
+) {
+    block.fill(0);
+    for (ib, [a, b]) in points.iter().enumerate() {
+        block[2 * ib] = *a as u8;
+        block[2 * ib + 1] = *b as u8;
+        block[32 + ib] = (a >> 8 | b >> 8 << 4) as u8;
+    }
+    let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+    if max_scale == 0.0 {
+        return;
+    }
+    let mut d = max_scale / 15.0;
+    let id = 1.0 / d;
+    let (mut sumqx, mut sumq2) = (0.0, 0.0);
+    let mut packed = [0u16; 4];
+    for (ib, x) in x.chunks_exact(16).enumerate() {
+        let l = scale_level(id, scales[ib]);
+        packed[ib / 4] |= u16::from(l) << (3 * (ib % 4));
+        block[32 + ib] |= ((shifts[ib] as u8 & 2) << 2) | ((shifts[ib] as u8 & 1) << 7);
+        for j in 0..16 {
+            let level = grid.points[points[ib][j / 8] as usize][j % 8];
+            let q = values_m(shifts[ib], j / 8)[level as usize] * f32::from(2 * l + 1);
+            let w = importances[ib][j];
+            sumqx += w * q * x[j];
+            sumq2 += w * q * q;
+        }
+    }
+    if sumq2 > 0.0 {
+        d = sumqx / sumq2;
+    }
+    let scale = u16::from_le_bytes(f16_bytes(d * 1.1125));
+    for (k, packed) in packed.iter().enumerate() {
+        let word = packed | (scale >> (4 * k) & 15) << 12;
+        block[48 + 2 * k..][..2].copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+fn put_point(out: &mut [f32], grid: &Codebook<8>, point: usize, scale: f32, down: bool) {
+    let delta = if down { -DELTA } else { DELTA };
+    for (out, value) in out.iter_mut().zip(grid.values(point)) {
+        *out = scale * (value + delta);
+    }
+}
+
+/// Decodes IQ1_S (ggml's `dequantize_row_iq1_s`).
+pub(super) fn dequantize_row_iq1_s(blocks: &[u8], out: &mut [f32]) {
+    let grid = codebook::iq1();
+    for (block, out) in blocks.chunks_exact(50).zip(out.chunks_exact_mut(256)) {
+        let d = f16_at(block);
+        for (ib, out) in out.chunks_exact_mut(32).enumerate() {
+            let high = u16::from_le_bytes([block[34 + 2 * ib], block[35 + 2 * ib]]);
+            let scale = d * f32::from(2 * (high >> 12 & 7) + 1);
+            for (k, out) in out.chunks_exact_mut(8).enumerate() {
+                let point = usize::from(block[2 + 4 * ib + k]) | usize::from(high >> (3 * k) & 7) << 8;
+                put_point(out, grid, point, scale, high & 0x8000 != 0);
+            }
+        }
+    }
+}
+
+/// Decodes IQ1_M (ggml's `dequantize_row_iq1_m`).
+pub(super) fn dequantize_row_iq1_m(blocks: &[u8], out: &mut [f32]) {
+    let grid = codebook::iq1();
+    for (block, out) in blocks.chunks_exact(56).zip(out.chunks_exact_mut(256)) {
+        let packed: [u16; 4] = std::array::from_fn(|k| u16::from_le_bytes([block[48 + 2 * k], block[49 + 2 * k]]));
+        let d = f16_at(&(0..4).fold(0, |d, k| d | packed[k] >> 12 << (4 * k)).to_le_bytes());
+        for (k, out) in out.chunks_exact_mut(8).enumerate() {
+            let ib = k / 2;
+            let scale = d * f32::from(2 * (packed[ib / 4] >> (3 * (ib % 4)) & 7) + 1);
+            let high = block[32 + ib] >> (4 * (k % 2));
+            let point = usize::from(block[k]) | usize::from(high & 7) << 8;
+            put_point(out, grid, point, scale, high & 8 != 0);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! IQ2_XXS, IQ2_XS and IQ2_S: eight magnitudes at a time are a point of a grid, with a sign each.
+//!
+//! ```text
+//! IQ2_XXS, 256 weights in 66 bytes:  d f16 | 8 x (4 points, 8 bits each | 4 x 7 signs and a scale, 4 bits)
+//! IQ2_XS,  256 weights in 74 bytes:  d f16 | 32 x u16 (point, 9 bits | 7 signs) | 16 scales, 4 bits each
+//! IQ2_S,   256 weights in 82 bytes:  d f16 | 32 points, low 8 bits | 32 x 8 signs | high 2 bits | 16 scales, 4 bits
+//! ```
+//!
+//! Seven signs stand for eight: their number is made even. The search is that of [`grid_search`](super::grid_search)
+//! (`quantize_row_iq2_xxs_impl`, `quantize_row_iq2_xs_impl`, `quantize_row_iq2_s_impl`).
+
+use super::codebook::{self, Codebook};
+use super::grid_search::{Again, Rule, SubBlock, importance, scale_levels};
+use super::numeric::{f16_at, f16_bytes, max, nearest_int, sum_of_squares};
+
+const XXS: Rule = Rule { top: 5.0, half_tries: 6, step: 0.1, again: Again::All };
+const XS: Rule = Rule { top: 5.0, half_tries: 9, step: 0.1, again: Again::OffGrid };
+
+/// `make_qp_quants` for IQ2_XXS's first scale: non-negative levels up to 4, first by squared error, then by moving
+/// single levels. 0 when there is no magnitude or no importance.
+fn plain_scale(x: &[f32; 32], weight: &[f32; 32]) -> f32 {
+    const TOP: i32 = 4;
+    let largest = x.iter().fold(0.0, |m, &v| max(m, v));
+    if largest < 1e-15 {
+        return 0.0;
+    }
+    let error = |scale: f32, level: &dyn Fn(f32) -> f32| {
+        x.iter().zip(weight).fold(0.0, |sum, (&v, &w)| {
+            let diff = v - scale * level(v);
+            sum + w * diff * diff
+        })
+    };
+    let mut inverse = TOP as f32 / largest;
+    // ggml keeps these first levels in bytes: a negative one counts as 256 more.
+    let mut least = error(1.0 / inverse, &|v| f32::from(nearest_int(inverse * v) as u8));
+    for step in [-4, -3, -2, -1, 1, 2, 3, 4] {
+        let tried = (0.1 * step as f32 + TOP as f32) / largest;
+        let e = error(1.0 / tried, &|v| nearest_int(tried * v).min(TOP) as f32);
+        if e < least {
+            (least, inverse) = (e, tried);
+        }
+    }
+    let (mut sumlx, mut suml2) = (0.0f32, 0.0f32);
+    let mut levels: [u8; 32] = std::array::from_fn(|i| {
+        let l = nearest_int(inverse * x[i]).min(TOP);
+        sumlx += weight[i] * x[i] * l as f32;
+        suml2 += weight[i] * l as f32 * l as f32;
+        l as u8
+    });
+    for _ in 0..5 {
+        let mut changed = false;
+        for ((&v, &w), level) in x.iter().zip(weight).zip(&mut levels) {
+            let l = f32::from(*level);
+            let (mut slx, mut sl2) = (sumlx - w * v * l, suml2 - w * l * l);
+            if slx > 0.0 && sl2 > 0.0 {
+                let new = nearest_int(v * sl2 / slx).min(TOP);
+                if new != i32::from(*level) {
+                    slx += w * v * new as f32;
+                    sl2 += w * new as f32 * new as f32;
+                    if slx * slx * suml2 > sumlx * sumlx * sl2 {
+                        (*level, sumlx, suml2, changed) = (new as u8, slx, sl2, true);
+                    }
+                }
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    if suml2 > 0.0 { sumlx / suml2 } else { 0.0 }
+}
+
+/// Encodes a row as IQ2_XXS. ggml demands an imatrix here; without one, every weight counts as 1.
+pub(super) fn quantize_row_iq2_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    let grid = codebook::iq2_xxs();
+    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(66)).enumerate() {
+        let sigma2 = sum_of_squares(x) / 256.0;
+        let mut scales = [0.0; 8];
+        block.fill(0);
+        for (ib, (x, q)) in x.chunks_exact(32).zip(block[2..].chunks_exact_mut(8)).enumerate() {
+            let weight = importance(x, Some(sub_weights(weights, 256 * i + 32 * ib, 32)), sigma2, |_| 0.0);
+            let mut sub = SubBlock::<32>::new(x, weight, true);
+            if sub.max() < 1e-15 {
+                continue;
+            }
+            let scale = plain_scale(&sub.magnitude, &sub.weight);
+            let top = scale * 3.0;
+            if top <= 0.0 {
+                continue;
+            }
+            let (scale, points) = grid.search(&XXS, &sub, top, scale);
+            scales[ib] = sub.settle(scale, 127);
+            let signs = sub.signs.iter().rev().fold(0, |all, &s| all << 7 | u32::from(s));
+            for (byte, point) in q.iter_mut().zip(&points[..4]) {
+                *byte = *point as u8;
+            }
+            q[4..].copy_from_slice(&signs.to_le_bytes());
+        }
+        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        if max_scale == 0.0 {
+            block[2..].fill(0);
+            continue;
+        }
+        let d = max_scale / 31.0;
+        block[..2].copy_from_slice(&f16_bytes(d));
+        for (l, q) in scale_levels(&scales, d).iter().zip(block[2..].chunks_exact_mut(8)) {
+            q[7] |= l << 4;
+        }
+    }
+}
+
+/// The imatrix of `len` weights from `at` on, or ones.
+pub(super) fn sub_weights(weights: Option<&[f32]>, at: usize, len: usize) -> &[f32] {
+    weights.map_or(&[1.0; 32][..len], |w| &w[at..][..len])
+}
+
+/// Encodes a row as IQ2_XS. ggml demands an imatrix here; without one, every weight counts as 1.
+pub(super) fn quantize_row_iq2_xs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    let grid = codebook::iq2_xs();
+    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(74)).enumerate() {
+        let sigma2 = sum_of_squares(x) / 256.0;
+        let mut scales = [0.0; 16];
+        block.fill(0);
+        for (ib, (x, q)) in x.chunks_exact(16).zip(block[2..66].chunks_exact_mut(4)).enumerate() {
+            let weight = importance(x, Some(sub_weights(weights, 256 * i + 16 * ib, 16)), sigma2, |_| 0.0);
+            let mut sub = SubBlock::<16>::new(x, weight, true);
+            let max = sub.max();
+            if max < 1e-15 {
+                continue;
+            }
+            let (scale, points) = grid.search(&XS, &sub, max, max / 5.0);
+            scales[ib] = sub.settle(scale, 127);
+            for (k, q) in q.chunks_exact_mut(2).enumerate() {
+                q.copy_from_slice(&(points[k] | u16::from(sub.signs[k]) << 9).to_le_bytes());
+            }
+        }
+        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        if max_scale == 0.0 {
+            block[2..].fill(0);
+            continue;
+        }
+        let d = max_scale / 31.0;
+        block[..2].copy_from_slice(&f16_bytes(d));
+        pack_nibbles(&scale_levels(&scales, d), &mut block[66..]);
+    }
+}
+
+fn pack_nibbles(levels: &[u8; 16], bytes: &mut [u8]) {
+    for (byte, pair) in bytes.iter_mut().zip(levels.chunks_exact(2)) {
+        *byte = pair[0] | pair[1] << 4;
+    }
+}
+
+/// Encodes a row as IQ2_S.
+pub(super) fn quantize_row_iq2_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    let grid = codebook::iq2_s();
+    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(82)).enumerate() {
+        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
+        let mut scales = [0.0; 16];
+        block.fill(0);
+        for (ib, x) in x.chunks_exact(16).enumerate() {
+            let weights = weights.map(|w| &w[256 * i + 16 * ib..][..16]);
+            let weight = importance(x, weights, sigma2, |v| 0.25 * sigma2 + v * v);
+            let mut sub = SubBlock::<16>::new(x, weight, false);
+            let max = sub.max();
+            if max < 1e-8 {
+                continue;
+            }
+            let (scale, points) = grid.search(&XS, &sub, max, max / 5.0);
+            scales[ib] = sub.settle(scale, 255);
+            for k in 0..2 {
+                let at = 2 * ib + k;
+                block[2 + at] = points[k] as u8;
+                block[34 + at] = sub.signs[k];
+                block[66 + at / 4] |= ((points[k] >> 8) as u8) << (2 * (at % 4));
+            }
+        }
+        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        if max_scale == 0.0 {
+            continue;
+        }
+        let d = max_scale / 31.0;
+        block[..2].copy_from_slice(&f16_bytes(d * 0.9875));
+        pack_nibbles(&scale_levels(&scales, d), &mut block[74..]);
+    }
+}
+
+/// Seven signs with the eighth that makes their number even (`ksigns_iq2xs`).
+pub(super) fn even_signs(signs: u8) -> u8 {
+    signs & 127 | ((signs & 127).count_ones() as u8 & 1) << 7
+}
+
+/// Writes `scale` times the values of a point, with signs.
+pub(super) fn put_point<const D: usize>(out: &mut [f32], grid: &Codebook<D>, point: usize, scale: f32, signs: u8) {
+    for (i, (out, value)) in out.iter_mut().zip(grid.values(point)).enumerate() {
+        *out = scale * value * if signs >> i & 1 == 1 { -1.0 } else { 1.0 };
+    }
+}
+
+/// Decodes IQ2_XXS (ggml's `dequantize_row_iq2_xxs`).
+pub(super) fn dequantize_row_iq2_xxs(blocks: &[u8], out: &mut [f32]) {
+    let grid = codebook::iq2_xxs();
+    for (block, out) in blocks.chunks_exact(66).zip(out.chunks_exact_mut(256)) {
+        let d = f16_at(block);
+        for (q, out) in block[2..].chunks_exact(8).zip(out.chunks_exact_mut(32)) {
+            let signs = u32::from_le_bytes([q[4], q[5], q[6], q[7]]);
+            let scale = d * (0.5 + (signs >> 28) as f32) * 0.25;
+            for (k, out) in out.chunks_exact_mut(8).enumerate() {
+                put_point(out, grid, q[k] as usize, scale, even_signs((signs >> (7 * k)) as u8));
+            }
+        }
+    }
+}
+
+/// Decodes IQ2_XS (ggml's `dequantize_row_iq2_xs`).
+pub(super) fn dequantize_row_iq2_xs(blocks: &[u8], out: &mut [f32]) {
+    let grid = codebook::iq2_xs();
+    for (block, out) in blocks.chunks_exact(74).zip(out.chunks_exact_mut(256)) {
+        let d = f16_at(block);
+        for (k, (q, out)) in block[2..66].chunks_exact(2).zip(out.chunks_exact_mut(8)).enumerate() {
+            let q = u16::from_le_bytes([q[0], q[1]]);
+            let level = block[66 + k / 4] >> (4 * (k / 2 % 2)) & 15;
+            let scale = d * (0.5 + f32::from(level)) * 0.25;
+            put_point(out, grid, q as usize & 511, scale, even_signs((q >> 9) as u8));
+        }
+    }
+}
+
+/// Decodes IQ2_S (ggml's `dequantize_row_iq2_s`).
+pub(super) fn dequantize_row_iq2_s(blocks: &[u8], out: &mut [f32]) {
+    let grid = codebook::iq2_s();
+    for (block, out) in blocks.chunks_exact(82).zip(out.chunks_exact_mut(256)) {
+        let d = f16_at(block);
+        for (k, out) in out.chunks_exact_mut(8).enumerate() {
+            let level = block[74 + k / 4] >> (4 * (k / 2 % 2)) & 15;
+            let scale = d * (0.5 + f32::from(level)) * 0.25;
+            let high = usize::from(block[66 + k / 4] >> (2 * (k % 4)) & 3);
+            put_point(out, grid, block[2 + k] as usize | high << 8, scale, block[34 + k]);
+        }
+    }
+}
