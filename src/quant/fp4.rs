@@ -42,7 +42,8 @@ fn ue4m3_half(code: u8) -> f32 {
         return 0.0;
     }
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let number = if exponent == 0 { mantissa * 2f32.powi(-9) } else { (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7) };
+    let number =
+        if exponent == 0 { mantissa * 2f32.powi(-9) } else { (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7) };
     number * 0.5
 }
 
@@ -77,7 +78,7 @@ fn unpack(codes: &[u8], scale: f32, values: &[f32; 16], out: &mut [f32]) {
 }
 
 /// Encodes a row as MXFP4.
-pub(super) fn quantize_row_mxfp4(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn mxfp4(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
     let values = values();
     for (x, block) in row.chunks_exact(32).zip(out.chunks_exact_mut(17)) {
         block[0] = mxfp4_exponent(largest_magnitude(x));
@@ -87,7 +88,7 @@ pub(super) fn quantize_row_mxfp4(row: &[f32], _weights: Option<&[f32]>, out: &mu
 }
 
 /// Encodes a row as NVFP4.
-pub(super) fn quantize_row_nvfp4(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn nvfp4(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
     let values = values();
     for (x, block) in row.chunks_exact(64).zip(out.chunks_exact_mut(36)) {
         let (scales, codes) = block.split_at_mut(4);
@@ -98,8 +99,13 @@ pub(super) fn quantize_row_nvfp4(row: &[f32], _weights: Option<&[f32]>, out: &mu
     }
 }
 
+/// Whether the exponent of an MXFP4 block is a number (`validate_e_e8m0`).
+pub(super) fn mxfp4_is_sound(block: &[u8]) -> bool {
+    block[0] != 0xff
+}
+
 /// Decodes MXFP4 (ggml's `dequantize_row_mxfp4`).
-pub(super) fn dequantize_row_mxfp4(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_mxfp4(blocks: &[u8], out: &mut [f32]) {
     let values = values();
     for (block, out) in blocks.chunks_exact(17).zip(out.chunks_exact_mut(32)) {
         unpack(&block[1..], e8m0_half(block[0]), &values, out);
@@ -107,7 +113,7 @@ pub(super) fn dequantize_row_mxfp4(blocks: &[u8], out: &mut [f32]) {
 }
 
 /// Decodes NVFP4 (ggml's `dequantize_row_nvfp4`).
-pub(super) fn dequantize_row_nvfp4(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_nvfp4(blocks: &[u8], out: &mut [f32]) {
     let values = values();
     for (block, out) in blocks.chunks_exact(36).zip(out.chunks_exact_mut(64)) {
         let (scales, codes) = block.split_at(4);

@@ -13,7 +13,7 @@
 //! the importance.
 
 use super::codebook::{Codebook, Offer};
-use super::numeric::{max, nearest_int};
+use super::search::{c_max, nearest_int};
 
 /// Which groups are chosen again with the found scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,7 +65,8 @@ impl<const N: usize> SubBlock<N> {
             if even_signs {
                 if signs.count_ones() % 2 == 1 {
                     let cost = |i: usize| weight[i] * x[i] * x[i];
-                    let least = (8 * k + 1..8 * k + 8).fold(8 * k, |least, i| if cost(i) < cost(least) { i } else { least });
+                    let least =
+                        (8 * k + 1..8 * k + 8).fold(8 * k, |least, i| if cost(i) < cost(least) { i } else { least });
                     magnitude[least] = -magnitude[least];
                     *signs ^= 1 << (least % 8);
                 }
@@ -77,7 +78,7 @@ impl<const N: usize> SubBlock<N> {
 
     /// The largest magnitude.
     pub(super) fn max(&self) -> f32 {
-        self.magnitude[1..].iter().fold(self.magnitude[0], |m, &v| max(m, v))
+        self.magnitude[1..].iter().fold(self.magnitude[0], |m, &v| c_max(m, v))
     }
 
     /// The scale that was found, made positive by flipping all signs where it is negative.
@@ -147,7 +148,13 @@ impl<const D: usize> Codebook<D> {
 
     /// The whole search. `max` is the magnitude that the plain scale puts on the top level, `scale` what is kept when no
     /// try counts. The scale can be negative.
-    pub(super) fn search<const N: usize>(&self, rule: &Rule, block: &SubBlock<N>, max: f32, mut scale: f32) -> (f32, Points) {
+    pub(super) fn search<const N: usize>(
+        &self,
+        rule: &Rule,
+        block: &SubBlock<N>,
+        max: f32,
+        mut scale: f32,
+    ) -> (f32, Points) {
         let groups = N / D;
         let (mut points, mut on_grid, mut best) = ([0; 8], [rule.again != Again::AllIfOffGrid; 8], 0.0);
         for try_ in -rule.half_tries..=rule.half_tries {

@@ -20,7 +20,8 @@
 use super::codebook::{self, Codebook, Offer};
 use super::grid_search::importance;
 use super::iq2::sub_weights;
-use super::numeric::{f16_at, f16_bytes, max, nearest_int, sum_of_squares};
+use super::plain::{f16_at, f16_bits, put_f16};
+use super::search::{c_max, nearest_int, sum_of_squares};
 
 /// `IQ1S_DELTA`, `IQ1M_DELTA`.
 const DELTA: f32 = 0.125;
@@ -208,7 +209,7 @@ fn code<const N: usize>(
 }
 
 fn largest_magnitude(x: &[f32]) -> f32 {
-    x[1..].iter().fold(x[0].abs(), |m, v| max(m, v.abs()))
+    x[1..].iter().fold(x[0].abs(), |m, v| c_max(m, v.abs()))
 }
 
 /// Level of a sub-block's scale, `2 l + 1` being a 15th of the largest.
@@ -227,7 +228,7 @@ fn values_m(shift: usize, group: usize) -> &'static [f32; 3] {
 }
 
 /// Encodes a row as IQ1_S. ggml demands an imatrix here; without one, every weight counts as 1.
-pub(super) fn quantize_row_iq1_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn iq1_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let grid = codebook::iq1();
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(50)).enumerate() {
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
@@ -248,12 +249,12 @@ pub(super) fn quantize_row_iq1_s(row: &[f32], weights: Option<&[f32]>, out: &mut
             block[34 + 2 * ib..][..2].copy_from_slice(&high.to_le_bytes());
             (scales[ib], shifts[ib]) = (coded.scale, coded.shift as u8);
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             continue;
         }
         let d = max_scale / 15.0;
-        block[..2].copy_from_slice(&f16_bytes(d * 1.125));
+        put_f16(d * 1.125, block);
         let id = 1.0 / d;
         for ib in 0..8 {
             block[35 + 2 * ib] |= (scale_level(id, scales[ib]) | shifts[ib] << 3) << 4;
@@ -262,7 +263,7 @@ pub(super) fn quantize_row_iq1_s(row: &[f32], weights: Option<&[f32]>, out: &mut
 }
 
 /// Encodes a row as IQ1_M.
-pub(super) fn quantize_row_iq1_m(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn iq1_m(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let grid = codebook::iq1();
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(56)).enumerate() {
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
@@ -300,7 +301,7 @@ fn finish_iq1_m(
         block[2 * ib + 1] = *b as u8;
         block[32 + ib] = (a >> 8 | b >> 8 << 4) as u8;
     }
-    let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+    let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
     if max_scale == 0.0 {
         return;
     }
@@ -323,7 +324,7 @@ fn finish_iq1_m(
     if sumq2 > 0.0 {
         d = sumqx / sumq2;
     }
-    let scale = u16::from_le_bytes(f16_bytes(d * 1.1125));
+    let scale = f16_bits(d * 1.1125);
     for (k, packed) in packed.iter().enumerate() {
         let word = packed | (scale >> (4 * k) & 15) << 12;
         block[48 + 2 * k..][..2].copy_from_slice(&word.to_le_bytes());
@@ -338,7 +339,7 @@ fn put_point(out: &mut [f32], grid: &Codebook<8>, point: usize, scale: f32, down
 }
 
 /// Decodes IQ1_S (ggml's `dequantize_row_iq1_s`).
-pub(super) fn dequantize_row_iq1_s(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_iq1_s(blocks: &[u8], out: &mut [f32]) {
     let grid = codebook::iq1();
     for (block, out) in blocks.chunks_exact(50).zip(out.chunks_exact_mut(256)) {
         let d = f16_at(block);
@@ -353,12 +354,22 @@ pub(super) fn dequantize_row_iq1_s(blocks: &[u8], out: &mut [f32]) {
     }
 }
 
+/// The bits of IQ1_M's block scale, four in each word of sub-block scales.
+fn iq1_m_scale(block: &[u8]) -> u16 {
+    (0..4).fold(0, |d, k| d | u16::from(block[49 + 2 * k] >> 4) << (4 * k))
+}
+
+/// Whether the scale of an IQ1_M block is finite.
+pub(super) fn iq1_m_is_sound(block: &[u8]) -> bool {
+    iq1_m_scale(block) & 0x7c00 != 0x7c00
+}
+
 /// Decodes IQ1_M (ggml's `dequantize_row_iq1_m`).
-pub(super) fn dequantize_row_iq1_m(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_iq1_m(blocks: &[u8], out: &mut [f32]) {
     let grid = codebook::iq1();
     for (block, out) in blocks.chunks_exact(56).zip(out.chunks_exact_mut(256)) {
         let packed: [u16; 4] = std::array::from_fn(|k| u16::from_le_bytes([block[48 + 2 * k], block[49 + 2 * k]]));
-        let d = f16_at(&(0..4).fold(0, |d, k| d | packed[k] >> 12 << (4 * k)).to_le_bytes());
+        let d = f16_at(&iq1_m_scale(block).to_le_bytes());
         for (k, out) in out.chunks_exact_mut(8).enumerate() {
             let ib = k / 2;
             let scale = d * f32::from(2 * (packed[ib / 4] >> (3 * (ib % 4)) & 7) + 1);

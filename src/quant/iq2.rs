@@ -11,67 +11,14 @@
 
 use super::codebook::{self, Codebook};
 use super::grid_search::{Again, Rule, SubBlock, importance, scale_levels};
-use super::numeric::{f16_at, f16_bytes, max, nearest_int, sum_of_squares};
+use super::plain::{f16_at, put_f16};
+use super::search::{c_max, make_qp_quants, sum_of_squares};
 
 const XXS: Rule = Rule { top: 5.0, half_tries: 6, step: 0.1, again: Again::All };
 const XS: Rule = Rule { top: 5.0, half_tries: 9, step: 0.1, again: Again::OffGrid };
 
-/// `make_qp_quants` for IQ2_XXS's first scale: non-negative levels up to 4, first by squared error, then by moving
-/// single levels. 0 when there is no magnitude or no importance.
-fn plain_scale(x: &[f32; 32], weight: &[f32; 32]) -> f32 {
-    const TOP: i32 = 4;
-    let largest = x.iter().fold(0.0, |m, &v| max(m, v));
-    if largest < 1e-15 {
-        return 0.0;
-    }
-    let error = |scale: f32, level: &dyn Fn(f32) -> f32| {
-        x.iter().zip(weight).fold(0.0, |sum, (&v, &w)| {
-            let diff = v - scale * level(v);
-            sum + w * diff * diff
-        })
-    };
-    let mut inverse = TOP as f32 / largest;
-    // ggml keeps these first levels in bytes: a negative one counts as 256 more.
-    let mut least = error(1.0 / inverse, &|v| f32::from(nearest_int(inverse * v) as u8));
-    for step in [-4, -3, -2, -1, 1, 2, 3, 4] {
-        let tried = (0.1 * step as f32 + TOP as f32) / largest;
-        let e = error(1.0 / tried, &|v| nearest_int(tried * v).min(TOP) as f32);
-        if e < least {
-            (least, inverse) = (e, tried);
-        }
-    }
-    let (mut sumlx, mut suml2) = (0.0f32, 0.0f32);
-    let mut levels: [u8; 32] = std::array::from_fn(|i| {
-        let l = nearest_int(inverse * x[i]).min(TOP);
-        sumlx += weight[i] * x[i] * l as f32;
-        suml2 += weight[i] * l as f32 * l as f32;
-        l as u8
-    });
-    for _ in 0..5 {
-        let mut changed = false;
-        for ((&v, &w), level) in x.iter().zip(weight).zip(&mut levels) {
-            let l = f32::from(*level);
-            let (mut slx, mut sl2) = (sumlx - w * v * l, suml2 - w * l * l);
-            if slx > 0.0 && sl2 > 0.0 {
-                let new = nearest_int(v * sl2 / slx).min(TOP);
-                if new != i32::from(*level) {
-                    slx += w * v * new as f32;
-                    sl2 += w * new as f32 * new as f32;
-                    if slx * slx * suml2 > sumlx * sumlx * sl2 {
-                        (*level, sumlx, suml2, changed) = (new as u8, slx, sl2, true);
-                    }
-                }
-            }
-        }
-        if !changed {
-            break;
-        }
-    }
-    if suml2 > 0.0 { sumlx / suml2 } else { 0.0 }
-}
-
 /// Encodes a row as IQ2_XXS. ggml demands an imatrix here; without one, every weight counts as 1.
-pub(super) fn quantize_row_iq2_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn iq2_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let grid = codebook::iq2_xxs();
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(66)).enumerate() {
         let sigma2 = sum_of_squares(x) / 256.0;
@@ -83,7 +30,7 @@ pub(super) fn quantize_row_iq2_xxs(row: &[f32], weights: Option<&[f32]>, out: &m
             if sub.max() < 1e-15 {
                 continue;
             }
-            let scale = plain_scale(&sub.magnitude, &sub.weight);
+            let scale = make_qp_quants(4, &sub.magnitude, &mut [0; 32], &sub.weight);
             let top = scale * 3.0;
             if top <= 0.0 {
                 continue;
@@ -96,13 +43,13 @@ pub(super) fn quantize_row_iq2_xxs(row: &[f32], weights: Option<&[f32]>, out: &m
             }
             q[4..].copy_from_slice(&signs.to_le_bytes());
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             block[2..].fill(0);
             continue;
         }
         let d = max_scale / 31.0;
-        block[..2].copy_from_slice(&f16_bytes(d));
+        put_f16(d, block);
         for (l, q) in scale_levels(&scales, d).iter().zip(block[2..].chunks_exact_mut(8)) {
             q[7] |= l << 4;
         }
@@ -115,7 +62,7 @@ pub(super) fn sub_weights(weights: Option<&[f32]>, at: usize, len: usize) -> &[f
 }
 
 /// Encodes a row as IQ2_XS. ggml demands an imatrix here; without one, every weight counts as 1.
-pub(super) fn quantize_row_iq2_xs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn iq2_xs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let grid = codebook::iq2_xs();
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(74)).enumerate() {
         let sigma2 = sum_of_squares(x) / 256.0;
@@ -134,13 +81,13 @@ pub(super) fn quantize_row_iq2_xs(row: &[f32], weights: Option<&[f32]>, out: &mu
                 q.copy_from_slice(&(points[k] | u16::from(sub.signs[k]) << 9).to_le_bytes());
             }
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             block[2..].fill(0);
             continue;
         }
         let d = max_scale / 31.0;
-        block[..2].copy_from_slice(&f16_bytes(d));
+        put_f16(d, block);
         pack_nibbles(&scale_levels(&scales, d), &mut block[66..]);
     }
 }
@@ -152,7 +99,7 @@ fn pack_nibbles(levels: &[u8; 16], bytes: &mut [u8]) {
 }
 
 /// Encodes a row as IQ2_S.
-pub(super) fn quantize_row_iq2_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn iq2_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let grid = codebook::iq2_s();
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(82)).enumerate() {
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
@@ -175,12 +122,12 @@ pub(super) fn quantize_row_iq2_s(row: &[f32], weights: Option<&[f32]>, out: &mut
                 block[66 + at / 4] |= ((points[k] >> 8) as u8) << (2 * (at % 4));
             }
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             continue;
         }
         let d = max_scale / 31.0;
-        block[..2].copy_from_slice(&f16_bytes(d * 0.9875));
+        put_f16(d * 0.9875, block);
         pack_nibbles(&scale_levels(&scales, d), &mut block[74..]);
     }
 }
@@ -198,7 +145,7 @@ pub(super) fn put_point<const D: usize>(out: &mut [f32], grid: &Codebook<D>, poi
 }
 
 /// Decodes IQ2_XXS (ggml's `dequantize_row_iq2_xxs`).
-pub(super) fn dequantize_row_iq2_xxs(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_iq2_xxs(blocks: &[u8], out: &mut [f32]) {
     let grid = codebook::iq2_xxs();
     for (block, out) in blocks.chunks_exact(66).zip(out.chunks_exact_mut(256)) {
         let d = f16_at(block);
@@ -213,7 +160,7 @@ pub(super) fn dequantize_row_iq2_xxs(blocks: &[u8], out: &mut [f32]) {
 }
 
 /// Decodes IQ2_XS (ggml's `dequantize_row_iq2_xs`).
-pub(super) fn dequantize_row_iq2_xs(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_iq2_xs(blocks: &[u8], out: &mut [f32]) {
     let grid = codebook::iq2_xs();
     for (block, out) in blocks.chunks_exact(74).zip(out.chunks_exact_mut(256)) {
         let d = f16_at(block);
@@ -227,7 +174,7 @@ pub(super) fn dequantize_row_iq2_xs(blocks: &[u8], out: &mut [f32]) {
 }
 
 /// Decodes IQ2_S (ggml's `dequantize_row_iq2_s`).
-pub(super) fn dequantize_row_iq2_s(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_iq2_s(blocks: &[u8], out: &mut [f32]) {
     let grid = codebook::iq2_s();
     for (block, out) in blocks.chunks_exact(82).zip(out.chunks_exact_mut(256)) {
         let d = f16_at(block);

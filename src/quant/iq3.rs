@@ -10,13 +10,14 @@
 use super::codebook;
 use super::grid_search::{Again, Rule, SubBlock, importance, scale_levels};
 use super::iq2::{even_signs, put_point};
-use super::numeric::{f16_at, f16_bytes, max, sum_of_squares};
+use super::plain::{f16_at, put_f16};
+use super::search::{c_max, sum_of_squares};
 
 const XXS: Rule = Rule { top: 15.0, half_tries: 15, step: 0.2, again: Again::OffGrid };
 const S: Rule = Rule { top: 15.0, half_tries: 9, step: 0.2, again: Again::AllIfOffGrid };
 
 /// Encodes a row as IQ3_XXS.
-pub(super) fn quantize_row_iq3_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn iq3_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let grid = codebook::iq3_xxs();
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(98)).enumerate() {
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
@@ -37,13 +38,13 @@ pub(super) fn quantize_row_iq3_xxs(row: &[f32], weights: Option<&[f32]>, out: &m
             let signs = sub.signs.iter().rev().fold(0, |all, &s| all << 7 | u32::from(s));
             block[66 + 4 * ib..][..4].copy_from_slice(&signs.to_le_bytes());
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             block[2..].fill(0);
             continue;
         }
         let d = max_scale / 31.0;
-        block[..2].copy_from_slice(&f16_bytes(d * 1.0125));
+        put_f16(d * 1.0125, block);
         for (ib, l) in scale_levels(&scales, d).iter().enumerate() {
             block[66 + 4 * ib + 3] |= l << 4;
         }
@@ -51,12 +52,16 @@ pub(super) fn quantize_row_iq3_xxs(row: &[f32], weights: Option<&[f32]>, out: &m
 }
 
 /// Encodes a row as IQ3_S.
-pub(super) fn quantize_row_iq3_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+///
+/// As in ggml, a sub-block of zeros takes no place among the points' low bits and the signs: what follows moves up,
+/// away from its scale and its high bits. The file must be the same, so this is repeated here.
+pub(super) fn iq3_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     let grid = codebook::iq3_s();
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(110)).enumerate() {
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
         let mut scales = [0.0; 8];
         block.fill(0);
+        let mut place = 0;
         for (ib, x) in x.chunks_exact(32).enumerate() {
             let weights = weights.map(|w| &w[256 * i + 32 * ib..][..32]);
             let mut sub = SubBlock::<32>::new(x, importance(x, weights, sigma2, |v| v * v), false);
@@ -67,17 +72,18 @@ pub(super) fn quantize_row_iq3_s(row: &[f32], weights: Option<&[f32]>, out: &mut
             let (scale, points) = grid.search(&S, &sub, max, max / 15.0);
             scales[ib] = sub.settle(scale, 255);
             for (k, point) in points.iter().enumerate() {
-                block[2 + 8 * ib + k] = *point as u8;
+                block[2 + 8 * place + k] = *point as u8;
                 block[66 + ib] |= ((point >> 8) as u8) << k;
             }
-            block[74 + 4 * ib..][..4].copy_from_slice(&sub.signs);
+            block[74 + 4 * place..][..4].copy_from_slice(&sub.signs);
+            place += 1;
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| max(m, s));
+        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             continue;
         }
         let d = max_scale / 31.0;
-        block[..2].copy_from_slice(&f16_bytes(d * 1.033));
+        put_f16(d * 1.033, block);
         for (byte, pair) in block[106..].iter_mut().zip(scale_levels(&scales, d).chunks_exact(2)) {
             *byte = pair[0] | pair[1] << 4;
         }
@@ -85,7 +91,7 @@ pub(super) fn quantize_row_iq3_s(row: &[f32], weights: Option<&[f32]>, out: &mut
 }
 
 /// Decodes IQ3_XXS (ggml's `dequantize_row_iq3_xxs`).
-pub(super) fn dequantize_row_iq3_xxs(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_iq3_xxs(blocks: &[u8], out: &mut [f32]) {
     let grid = codebook::iq3_xxs();
     for (block, out) in blocks.chunks_exact(98).zip(out.chunks_exact_mut(256)) {
         let d = f16_at(block);
@@ -102,7 +108,7 @@ pub(super) fn dequantize_row_iq3_xxs(blocks: &[u8], out: &mut [f32]) {
 }
 
 /// Decodes IQ3_S (ggml's `dequantize_row_iq3_s`).
-pub(super) fn dequantize_row_iq3_s(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_iq3_s(blocks: &[u8], out: &mut [f32]) {
     let grid = codebook::iq3_s();
     for (block, out) in blocks.chunks_exact(110).zip(out.chunks_exact_mut(256)) {
         let d = f16_at(block);

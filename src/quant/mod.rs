@@ -5,7 +5,10 @@
 //!
 //! * `plain.rs`: F32, F16, BF16, and the row operations for 16-bit data;
 //! * `legacy.rs`: blocks with one scale: Q1_0, Q2_0, Q4_0 … Q8_0;
-//! * `k_affine.rs`, `k_symmetric.rs`: super-blocks of 256 with (Q2_K, Q4_K, Q5_K) and without (Q3_K, Q6_K) minima.
+//! * `k_affine.rs`, `k_symmetric.rs`: super-blocks of 256 with (Q2_K, Q4_K, Q5_K) and without (Q3_K, Q6_K) minima;
+//! * `iq4.rs`: 4-bit codes of uneven values; `iq3.rs`, `iq2.rs`, `iq1.rs`: points of the grids in `codebook.rs`,
+//!   the first two by the search in `grid_search.rs`;
+//! * `ternary.rs`: TQ1_0, TQ2_0; `fp4.rs`: MXFP4, NVFP4.
 //!
 //! Each family holds its *reference*, plain Rust over slices and the specification of the bytes, and beside it
 //! a kernel over `lanes`, which must equal the reference bit for bit. What the bytes depend on: strictly
@@ -14,7 +17,14 @@
 //! What type a tensor gets is decided by `filetype.rs`, `mixture.rs` (llama.cpp's rules), `overrides.rs` (the
 //! user's) and `quantplan.rs` (a whole file).
 
+mod codebook;
 mod filetype;
+mod fp4;
+mod grid_search;
+mod iq1;
+mod iq2;
+mod iq3;
+mod iq4;
 mod k_affine;
 mod k_symmetric;
 mod lanes;
@@ -24,6 +34,7 @@ mod overrides;
 mod plain;
 mod quantplan;
 mod search;
+mod ternary;
 mod types;
 
 pub use filetype::{FileType, QuantName};

@@ -21,6 +21,12 @@ pub(super) fn truncate_int(v: f32) -> i32 {
     if v > -2_147_483_648.0 && v < 2_147_483_648.0 { v as i32 } else { i32::MIN }
 }
 
+/// C's `MAX(a, b)`: `b` of equals and with a NaN.
+#[inline(always)]
+pub(super) fn c_max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
 /// The sum of squares, in order.
 #[inline(always)]
 pub(super) fn sum_of_squares(x: &[f32]) -> f32 {

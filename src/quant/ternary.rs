@@ -8,14 +8,15 @@
 //! A byte of trits is a fraction of 256, so that a decoder gets the next trit by multiplying with 3
 //! (`quantize_row_tq1_0_ref`, `quantize_row_tq2_0_ref`). Importance plays no part.
 
-use super::numeric::{f16_at, f16_bytes, max};
+use super::plain::{f16_at, put_f16};
+use super::search::c_max;
 
 /// The parts of a TQ1_0 block: first byte, bytes, weights per byte, first weight.
 const TQ1_PARTS: [(usize, usize, usize, usize); 3] = [(0, 32, 5, 0), (32, 16, 5, 160), (48, 4, 4, 240)];
 
 /// The largest magnitude and its inverse, 0 for a block of zeros.
 fn scale(x: &[f32]) -> (f32, f32) {
-    let d = x.iter().fold(0.0, |amax, v| max(amax, v.abs()));
+    let d = x.iter().fold(0.0, |amax, v| c_max(amax, v.abs()));
     (d, if d != 0.0 { 1.0 / d } else { 0.0 })
 }
 
@@ -28,7 +29,7 @@ fn trit(v: f32) -> u8 {
 }
 
 /// Encodes a row as TQ1_0.
-pub(super) fn quantize_row_tq1_0(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn tq1_0(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
     for (x, block) in row.chunks_exact(256).zip(out.chunks_exact_mut(54)) {
         let (d, id) = scale(x);
         for (first, bytes, trits, weight) in TQ1_PARTS {
@@ -40,12 +41,12 @@ pub(super) fn quantize_row_tq1_0(row: &[f32], _weights: Option<&[f32]>, out: &mu
                 block[first + m] = (value * 256).div_ceil(243) as u8;
             }
         }
-        block[52..].copy_from_slice(&f16_bytes(d));
+        put_f16(d, &mut block[52..]);
     }
 }
 
 /// Encodes a row as TQ2_0.
-pub(super) fn quantize_row_tq2_0(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn tq2_0(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
     for (x, block) in row.chunks_exact(256).zip(out.chunks_exact_mut(66)) {
         let (d, id) = scale(x);
         for (half, codes) in x.chunks_exact(128).zip(block.chunks_exact_mut(32)) {
@@ -53,12 +54,12 @@ pub(super) fn quantize_row_tq2_0(row: &[f32], _weights: Option<&[f32]>, out: &mu
                 *code = (0..4).fold(0, |q, n| q | trit(half[m + 32 * n] * id) << (2 * n));
             }
         }
-        block[64..].copy_from_slice(&f16_bytes(d));
+        put_f16(d, &mut block[64..]);
     }
 }
 
 /// Decodes TQ1_0 (ggml's `dequantize_row_tq1_0`).
-pub(super) fn dequantize_row_tq1_0(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_tq1_0(blocks: &[u8], out: &mut [f32]) {
     for (block, out) in blocks.chunks_exact(54).zip(out.chunks_exact_mut(256)) {
         let d = f16_at(&block[52..]);
         for (first, bytes, trits, weight) in TQ1_PARTS {
@@ -74,7 +75,7 @@ pub(super) fn dequantize_row_tq1_0(blocks: &[u8], out: &mut [f32]) {
 }
 
 /// Decodes TQ2_0 (ggml's `dequantize_row_tq2_0`).
-pub(super) fn dequantize_row_tq2_0(blocks: &[u8], out: &mut [f32]) {
+pub(super) fn dequantize_tq2_0(blocks: &[u8], out: &mut [f32]) {
     for (block, out) in blocks.chunks_exact(66).zip(out.chunks_exact_mut(256)) {
         let d = f16_at(&block[64..]);
         for (codes, out) in block[..64].chunks_exact(32).zip(out.chunks_exact_mut(128)) {

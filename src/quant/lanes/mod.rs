@@ -106,6 +106,8 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
     /// Entry `index & 7` of a table of eight.
     fn lookup_i(self, table: Self::I32, index: Self::I32) -> Self::I32;
 
+    /// −1 where true, 0 elsewhere.
+    fn ones(self, mask: Self::Mask) -> Self::I32;
     /// Bit `i` is lane `i`.
     fn bits(self, mask: Self::Mask) -> u32;
 
@@ -160,6 +162,20 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
     fn all(self, mask: Self::Mask) -> bool {
         self.bits(mask) == 0xff
     }
+}
+
+/// Eight rows of `N` numbers (a multiple of eight) as `N` columns of eight.
+#[inline(always)]
+pub(crate) fn columns<L: Lanes, const N: usize>(l: L, rows: &[[f32; N]; LANES]) -> [L::F32; N] {
+    let mut all = [l.splat(0.0); N];
+    for at in (0..N).step_by(LANES) {
+        let mut square = [l.splat(0.0); LANES];
+        for (to, row) in square.iter_mut().zip(rows) {
+            *to = l.load_at(&row[at..]);
+        }
+        all[at..at + LANES].copy_from_slice(&l.transpose(square));
+    }
+    all
 }
 
 /// A quantizer over lanes, implemented on an empty type.

@@ -221,6 +221,10 @@ impl Lanes for Portable {
         map(index, |i| table.0[(i & 7) as usize])
     }
     #[inline(always)]
+    fn ones(self, mask: Mask) -> Array<i32> {
+        mask.0
+    }
+    #[inline(always)]
     fn bits(self, mask: Mask) -> u32 {
         let mut bits = 0;
         for (i, v) in mask.0.0.iter().enumerate() {
