@@ -17,6 +17,7 @@
 pub mod adapter;
 pub mod arch;
 pub mod cli;
+pub mod convert;
 pub mod device;
 pub mod gguf;
 pub mod hub;

@@ -37,10 +37,9 @@ impl Stream {
     }
 }
 
-/// Bytes that a run over these streams will report in all.
-pub fn total_bytes(streams: &[Stream], sinks: &[&dyn Sink]) -> u64 {
-    let wanted = |i: usize| sinks.iter().any(|s| !matches!(s.wants(i), Want::Nothing));
-    streams.iter().enumerate().filter(|(i, _)| wanted(*i)).map(|(_, s)| s.bytes(s.recipe.shape().rows())).sum()
+/// Bytes that a run over these streams reports in all, when every stream is wanted.
+pub fn total_bytes(streams: &[Stream]) -> u64 {
+    streams.iter().map(|s| s.bytes(s.recipe.shape().rows())).sum()
 }
 
 /// What a sink wants of a tensor.

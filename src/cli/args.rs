@@ -121,6 +121,9 @@ pub(super) struct QuantizerArgs {
     /// Use no importance matrix for tensors whose name contains this; repeatable
     #[arg(long, value_name = "NAME")]
     pub exclude_weights: Vec<String>,
+    /// Write as many parts as a split input has
+    #[arg(long)]
+    pub keep_split: bool,
     /// Allow requantizing tensors that are quantized already, at a loss
     #[arg(long)]
     pub allow_requantize: bool,

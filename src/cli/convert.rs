@@ -1,0 +1,134 @@
+//! The default command: options to a request, a run with progress, a report.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::args::{ConvertArgs, DeviceArg, SaveMethod};
+use super::progress::Display;
+use super::{Interrupted, Usage, print};
+use crate::convert::{AdapterRequest, Conversion, ConvertError, Request};
+use crate::device::Cpu;
+use crate::plan::PlanOptions;
+use crate::quant::{ImatrixFilter, KvOverride, QuantName, QuantOptions, TensorTypeRule, weight_type};
+use crate::stream::{Settings, StreamError};
+
+/// Raised by Ctrl-C and by a request to terminate.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Plans and, unless it is a dry run, converts.
+pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
+    refuse_what_is_not_there(args)?;
+    let request = request(args)?;
+    let conversion = Conversion::plan(&request)?;
+    let mut report = if args.dry_run {
+        let mut report = conversion.report().clone();
+        report.dry_run = true;
+        report
+    } else {
+        let threads = match args.run.threads {
+            Some(n) => n.into(),
+            None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        };
+        // Without a handler the process ends at once and leaves a temporary file for the next run to sweep.
+        let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+        let settings = Settings { threads, max_memory: args.run.max_memory.map(|b| b.0), interrupted: &INTERRUPTED };
+        let display = Display::new(conversion.total_bytes(), args.run.quiet || args.run.json);
+        let result = conversion.write(&Cpu, &settings, &display);
+        display.finish();
+        result.map_err(|e| match e {
+            ConvertError::Stream(StreamError::Interrupted) => anyhow::Error::from(Interrupted),
+            other => other.into(),
+        })?
+    };
+    if args.no_modelfile {
+        report.next.retain(|c| !c.starts_with("ollama"));
+    }
+    if !args.run.json {
+        report.warnings.iter().for_each(|w| eprintln!("warning: {}", super::one_line(w)));
+    }
+    let text = if args.run.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else if args.run.quiet {
+        report.files.iter().map(|f| format!("{}\n", f.display())).collect()
+    } else {
+        print::report(&report, args.run.verbose > 0)
+    };
+    // A reader that closed the pipe has seen what it wanted.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Options that belong to the command line but not to this version are refused by name.
+fn refuse_what_is_not_there(args: &ConvertArgs) -> Result<(), Usage> {
+    if args.save_method != SaveMethod::Gguf {
+        return Err(Usage("--save-method: only gguf is available in this version".to_owned()));
+    }
+    if let DeviceArg::Cuda(_) = args.run.device {
+        return Err(Usage("--device cuda: this version computes on the CPU; use --device cpu or auto".to_owned()));
+    }
+    Ok(())
+}
+
+fn request(args: &ConvertArgs) -> Result<Request, Usage> {
+    let quants = args
+        .quant
+        .iter()
+        .map(|name| {
+            QuantName::from_name(name.trim()).ok_or_else(|| {
+                Usage(format!("--quant: '{name}' is no type; the types are {}", QuantName::all_names().join(", ")))
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Request {
+        model: args.model.as_ref().map_or_else(|| ".".to_owned(), |p| p.to_string_lossy().into_owned()),
+        adapters: args.loras.iter().map(|l| AdapterRequest { path: l.path.clone(), weight: l.weight }).collect(),
+        base: args.base.as_ref().map(|p| p.to_string_lossy().into_owned()),
+        quants,
+        output: args.output.clone(),
+        plan: PlanOptions { quant: quantizer(args)?, split: None },
+        imatrix: args.quantizer.imatrix.clone(),
+        imatrix_filter: match (&args.quantizer.include_weights, &args.quantizer.exclude_weights) {
+            (include, _) if !include.is_empty() => ImatrixFilter::Include(include.clone()),
+            (_, exclude) if !exclude.is_empty() => ImatrixFilter::Exclude(exclude.clone()),
+            _ => ImatrixFilter::All,
+        },
+        pre_tokenizer: args.pre_tokenizer.clone(),
+        modelfile: !args.no_modelfile,
+        force: args.force,
+    })
+}
+
+/// The options that carry llama-quantize's names.
+fn quantizer(args: &ConvertArgs) -> Result<QuantOptions, Usage> {
+    let q = &args.quantizer;
+    let usage = |option: &'static str| move |e: crate::quant::OptionError| Usage(format!("{option}: {e}"));
+    let kind = |name: &Option<String>, option| name.as_deref().map(weight_type).transpose().map_err(usage(option));
+    let mut tensor_types = q
+        .tensor_type
+        .iter()
+        .map(|r| TensorTypeRule::parse(r))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(usage("--tensor-type"))?;
+    if let Some(path) = &q.tensor_type_file {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Usage(format!("--tensor-type-file {}: cannot read: {e}", path.display())))?;
+        tensor_types.extend(TensorTypeRule::parse_list(&text).map_err(usage("--tensor-type-file"))?);
+    }
+    Ok(QuantOptions {
+        pure: q.pure,
+        leave_output_tensor: q.leave_output_tensor,
+        output_tensor_type: kind(&q.output_tensor_type, "--output-tensor-type")?,
+        token_embedding_type: kind(&q.token_embedding_type, "--token-embedding-type")?,
+        tensor_types,
+        override_kv: q
+            .override_kv
+            .iter()
+            .map(|r| KvOverride::parse(r))
+            .collect::<Result<_, _>>()
+            .map_err(usage("--override-kv"))?,
+        prune_layers: q.prune_layers.iter().copied().collect(),
+        allow_requantize: q.allow_requantize,
+        keep_split: q.keep_split,
+    })
+}

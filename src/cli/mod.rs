@@ -1,6 +1,7 @@
 //! The command line: arguments, progress, reports, exit codes. The only room that prints.
 
 mod args;
+mod convert;
 
 mod print;
 mod progress;
@@ -25,7 +26,7 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "to-gguf", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        None => Err(Usage("".into()).into()),
+        None => convert::run(&cli.convert),
     };
     result.unwrap_or_else(|error: anyhow::Error| {
         if let Some(usage) = error.downcast_ref::<Usage>() {

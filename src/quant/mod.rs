@@ -25,6 +25,7 @@ mod iq1;
 mod iq2;
 mod iq3;
 mod iq4;
+mod imatrix;
 mod k_affine;
 mod k_symmetric;
 mod lanes;
@@ -38,6 +39,7 @@ mod ternary;
 mod types;
 
 pub use filetype::{FileType, QuantName};
+pub use imatrix::{Imatrix, ImatrixError, ImatrixFilter};
 pub use lanes::Isa;
 pub use mixture::UnknownLayer;
 pub use overrides::{KvOverride, OptionError, QuantOptions, TensorTypeRule, parse_prune_layers, weight_type};

@@ -1,0 +1,143 @@
+//! The main job: find the model, merge its adapters, plan, stream, commit.
+//!
+//! [`Conversion::plan`] reads headers only and decides everything; [`Conversion::write`] is all that touches
+//! weights or writes files.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::device::Device;
+use crate::plan::{Model, TypePlan};
+use crate::report::{AdapterReport, ModelReport, Report};
+use crate::save::{GgufSink, OutputSet};
+use crate::stream::{self, Progress, Settings, Sink, Stream};
+
+mod error;
+mod open;
+mod request;
+
+pub use error::ConvertError;
+pub use request::{AdapterRequest, Request};
+
+/// A conversion, decided to the byte.
+pub struct Conversion {
+    model: Model,
+    types: Vec<Output>,
+    /// Small files beside the GGUFs, with their contents.
+    beside: Vec<(PathBuf, Vec<u8>)>,
+    force: bool,
+    report: Report,
+}
+
+/// One type of the list, and where its files go.
+struct Output {
+    plan: TypePlan,
+    paths: Vec<PathBuf>,
+}
+
+impl Conversion {
+    /// Reads headers and decides everything; finds every error that can be found without weights.
+    pub fn plan(request: &Request) -> Result<Conversion, ConvertError> {
+        let opened = open::open(request)?;
+        let mut report = Report { warnings: opened.warnings, ..Report::default() };
+        let imatrix = request.imatrix()?;
+        let place = request.place(&opened.name)?;
+        let mut types = Vec::new();
+        for &target in &request.quants {
+            let plan = TypePlan::new(&opened.model, target, &request.plan, imatrix.as_ref())?;
+            if types.iter().any(|o: &Output| o.plan.label == plan.label) {
+                continue;
+            }
+            report.warnings.extend(plan.warnings.iter().map(|w| format!("{}: {w}", plan.label)));
+            let paths = place.gguf_paths(&plan.label, plan.files.len());
+            report.outputs.extend(plan.reports(&paths));
+            types.push(Output { plan, paths });
+        }
+        let mut beside = Vec::new();
+        if let Some(folder) = place.folder() {
+            for file in &opened.tokenizer_files {
+                beside.push((folder.join(file.file_name().unwrap_or_default()), read(file)?));
+            }
+            let first = types.first().map(|o| o.paths.clone()).unwrap_or_default();
+            if request.modelfile && !first.is_empty() {
+                let (text, notes) = opened.chat.modelfile(&first);
+                report.warnings.extend(notes);
+                beside.push((folder.join("Modelfile"), text.into_bytes()));
+                report.next.push(format!(
+                    "ollama create {} -f {}",
+                    quoted(Path::new(&opened.name.to_lowercase())),
+                    quoted(&folder.join("Modelfile"))
+                ));
+            }
+        }
+        if let Some(path) = types.first().and_then(|o| o.paths.first()) {
+            report.next.push(format!("llama-cli -m {}", quoted(path)));
+        }
+        report.files = types.iter().flat_map(|o| o.paths.clone()).chain(beside.iter().map(|b| b.0.clone())).collect();
+        report.adapters = opened.adapters;
+        report.model = ModelReport { parameters: opened.model.parameters(), ..opened.report };
+        Ok(Conversion { model: opened.model, types, beside, force: request.force, report })
+    }
+
+    /// What would be written.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Bytes that [`Progress`] will hear of.
+    pub fn total_bytes(&self) -> u64 {
+        stream::total_bytes(&self.streams())
+    }
+
+    fn streams(&self) -> Vec<Stream> {
+        self.model.recipes().map(|(name, recipe)| Stream { name: name.to_owned(), recipe: recipe.clone() }).collect()
+    }
+
+    /// Makes every row once and writes all files; they get their names together, at the end.
+    pub fn write(
+        self,
+        device: &dyn Device,
+        settings: &Settings<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Report, ConvertError> {
+        let started = Instant::now();
+        let streams = self.streams();
+        let plans = || self.types.iter().flat_map(|o| o.plan.files.iter().zip(&o.paths));
+        let files: Vec<(PathBuf, u64)> = plans()
+            .map(|(f, path)| (path.clone(), f.layout.file_size()))
+            .chain(self.beside.iter().map(|(path, bytes)| (path.clone(), bytes.len() as u64)))
+            .collect();
+        let outputs = OutputSet::create(&files, self.force)?;
+        let mut sinks = Vec::new();
+        for (i, (plan, _)) in plans().enumerate() {
+            let targets: Vec<_> = plan.tensors.iter().map(|t| t.target.clone()).collect();
+            let rows: Vec<u64> = plan.tensors.iter().map(|t| t.info.shape.rows()).collect();
+            sinks.push(GgufSink::new(outputs.file(i), &plan.layout, &targets, &rows, streams.len())?);
+        }
+        let dynamic: Vec<&dyn Sink> = sinks.iter().map(|s| s as &dyn Sink).collect();
+        stream::run(&streams, &dynamic, device, settings, progress)?;
+        let beside = sinks.len();
+        drop(sinks);
+        for (i, (path, bytes)) in self.beside.iter().enumerate() {
+            outputs.file(beside + i).write_at(bytes, 0).map_err(|cause| ConvertError::io(path, "write", cause))?;
+        }
+        outputs.commit()?;
+        Ok(Report {
+            device: device.name(),
+            threads: settings.threads,
+            seconds: started.elapsed().as_secs_f64(),
+            ..self.report
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConvertError> {
+    std::fs::read(path).map_err(|cause| ConvertError::io(path, "read", cause))
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}

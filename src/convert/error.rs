@@ -1,0 +1,84 @@
+//! Every way in which a conversion can fail: the rooms' errors, and those of putting them together.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::gguf::GgufError;
+use crate::plan::PlanError;
+use crate::quant::ImatrixError;
+use crate::save::OutputError;
+use crate::source::SourceError;
+use crate::stream::{SinkError, StreamError};
+
+/// A conversion failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// The model's files.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A GGUF.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// An adapter.
+    #[error(transparent)]
+    Adapter(#[from] crate::adapter::AdapterError),
+    /// The architecture.
+    #[error(transparent)]
+    Arch(#[from] crate::arch::ArchError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// The importance matrix.
+    #[error(transparent)]
+    Imatrix(#[from] ImatrixError),
+    /// The choice of types and the layout.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The streaming.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// Writing rows.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// The output files.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// A GGUF was named as the model.
+    #[error("{path}: a GGUF as the model cannot be read yet; give the folder of the model it was made from")]
+    GgufInput {
+        /// The file.
+        path: PathBuf,
+    },
+    /// One output file for several types.
+    #[error("--output {path}: one file cannot hold {types} types; give a folder, or one --quant type")]
+    OneFile {
+        /// The file.
+        path: PathBuf,
+        /// Number of types.
+        types: usize,
+    },
+    /// The output folder is a file.
+    #[error("--output {path}: is a file, but a folder is needed; give a name that ends in .gguf, or another folder")]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A small file could not be read or written.
+    #[error("{path}: cannot {action}: {cause}; check its permissions")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl ConvertError {
+    pub(super) fn io(path: &Path, action: &'static str, cause: io::Error) -> Self {
+        ConvertError::Io { path: path.to_owned(), action, cause }
+    }
+}

@@ -1,0 +1,176 @@
+//! From what the user names to a model under GGUF names: source, adapters, architecture and tokenizer together.
+
+use std::path::{Path, PathBuf};
+
+use super::{AdapterReport, ConvertError, ModelReport, Request};
+use crate::adapter::{self, Adapter, BaseInfo, MergeOptions, MergeSummary};
+use crate::arch::{self, ArchInput, Vocab};
+use crate::gguf::{Metadata, Value};
+use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
+use crate::plan::{Model, Tensors};
+use crate::report::Dropped;
+use crate::source::{self, ModelFolder, Places, resolve_model, tokenizer_files};
+use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabKind};
+
+/// A model that is ready to be planned.
+pub(super) struct Opened {
+    /// What files are named after.
+    pub(super) name: String,
+    /// Keys and tensors.
+    pub(super) model: Model,
+    /// Tokenizer files to put beside the GGUF.
+    pub(super) tokenizer_files: Vec<PathBuf>,
+    /// What a Modelfile is made of.
+    pub(super) chat: Chat,
+    /// Facts about the source.
+    pub(super) report: ModelReport,
+    /// Facts about the adapters.
+    pub(super) adapters: Vec<AdapterReport>,
+    /// What the user should know.
+    pub(super) warnings: Vec<String>,
+}
+
+/// What a Modelfile says beyond the file's name.
+pub(super) struct Chat {
+    input: ModelfileInput,
+}
+
+impl Chat {
+    /// The Modelfile over these GGUF files in the same folder, and notes about it.
+    pub(super) fn modelfile(&self, files: &[PathBuf]) -> (String, Vec<String>) {
+        // A split model is named by its first part.
+        let name = files[0].file_name().unwrap_or_default().to_string_lossy();
+        let input = ModelfileInput { from: vec![format!("./{name}")], ..self.input.clone() };
+        let modelfile = Modelfile::build(&input);
+        (modelfile.render(), modelfile.notes.clone())
+    }
+}
+
+/// Opens what the request names.
+pub(super) fn open(request: &Request) -> Result<Opened, ConvertError> {
+    let places = Places::from_environment();
+    match resolve_model(&request.model, request.base.as_deref(), &places)? {
+        source::Model::Folder(folder) => open_folder(request, &folder, None),
+        source::Model::Adapter { adapter, base } => open_folder(request, &base, Some(&adapter)),
+        source::Model::Gguf(path) => Err(ConvertError::GgufInput { path }),
+    }
+}
+
+/// Opens a model folder, with the adapter that was named as the model and those of `--lora`.
+fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<Opened, ConvertError> {
+    let base = ModelFolder::open(folder)?;
+    let mut tensors = base.tensors();
+    let source_tensors = tensors.len();
+    let mut warnings = Vec::new();
+
+    let requested =
+        own.map(|path| (path, 1.0)).into_iter().chain(request.adapters.iter().map(|a| (a.path.as_path(), a.weight)));
+    let mut adapters = Vec::new();
+    for (path, weight) in requested {
+        adapters.push((Adapter::open(path, None)?, weight));
+    }
+    let mut adapter_reports = Vec::new();
+    if !adapters.is_empty() {
+        let info = BaseInfo::new(base.name(), base.config());
+        let summary = adapter::apply(&adapters, &mut tensors, &info, &MergeOptions::default())?;
+        warnings.extend(summary.warnings.iter().cloned());
+        adapter_reports = adapters.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, &summary)).collect();
+    }
+
+    // The fine-tune's own tokenizer and card win over the base's.
+    let homes: Vec<&Path> = adapters.iter().map(|(a, _)| a.path()).chain([folder]).collect();
+    let files = TokenizerFiles::new(homes.iter().copied());
+    let origin = own.unwrap_or(folder);
+    let converted = arch::convert(&ArchInput {
+        config: base.config(),
+        config_file: &folder.join("config.json"),
+        tensors: &tensors,
+        folder: origin,
+        tokenizer_folder: files.home().unwrap_or(folder),
+        name: None,
+    })?;
+    let options = TokenizerOptions { pre_tokenizer: request.pre_tokenizer.clone(), kind: vocab_kind(converted.vocab) };
+    let tokenizer = Tokenizer::load(&files, base.config(), &options)?;
+
+    let rows = converted.tensors.iter().find(|t| t.name == "token_embd.weight").map_or(0, |t| t.recipe.shape().rows());
+    let auto = arch::guess_output_type(&tensors);
+    let mut metadata: Metadata = converted.metadata;
+    metadata.extend(tokenizer.metadata(rows));
+    metadata.extend(converted.late_metadata);
+    let report = ModelReport {
+        path: folder.to_owned(),
+        architecture: converted.arch.to_owned(),
+        tensors: source_tensors,
+        parameters: 0,
+        bytes: base.size_bytes(),
+        dropped: converted
+            .dropped
+            .into_iter()
+            .map(|(tensor, reason)| Dropped { tensor, reason: reason.to_owned() })
+            .collect(),
+    };
+    let chat = chat(&tokenizer, &base, &metadata, converted.arch);
+    Ok(Opened {
+        name: name_of(origin),
+        model: Model { metadata, tensors: Tensors::Converted { tensors: converted.tensors, auto } },
+        tokenizer_files: files.home().map(tokenizer_files).unwrap_or_default(),
+        chat,
+        report,
+        adapters: adapter_reports,
+        warnings,
+    })
+}
+
+/// What the report says of an adapter.
+fn adapter_report(adapter: &Adapter, weight: f32, summary: &MergeSummary) -> AdapterReport {
+    let changes: Vec<_> = summary.changes.iter().filter(|c| c.adapter == adapter.label()).collect();
+    let mut kinds: Vec<&str> = changes.iter().map(|c| c.kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    AdapterReport { path: adapter.path().to_owned(), weight, kind: kinds.join(", "), tensors: changes.len() }
+}
+
+/// The tokenizer's rule for a family's vocabulary.
+fn vocab_kind(vocab: Vocab) -> VocabKind {
+    match vocab {
+        Vocab::Bpe | Vocab::NeoxOr => VocabKind::Bpe,
+        Vocab::SpmOrBpe => VocabKind::SpmOrBpe,
+        Vocab::Llama => VocabKind::Llama,
+        Vocab::SpmNoPrefix | Vocab::SpmNoPrefixOrBpe => VocabKind::Gemma2,
+        Vocab::Gemma => VocabKind::Gemma,
+        Vocab::Phi3 => VocabKind::Phi3,
+        Vocab::Wpm => VocabKind::WordPiece,
+        Vocab::Ugm => VocabKind::T5,
+    }
+}
+
+/// A folder's own name, also for `.` and `..`.
+fn name_of(folder: &Path) -> String {
+    let resolved = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    resolved.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
+}
+
+/// What a Modelfile needs to know of a model.
+fn chat(tokenizer: &Tokenizer, base: &ModelFolder, metadata: &Metadata, arch: &str) -> Chat {
+    let added: Vec<(String, bool)> = tokenizer.added_tokens().map(|(_, text, special)| (text, special)).collect();
+    let input = ModelfileInput {
+        from: Vec::new(),
+        adapter: None,
+        chat: ChatInput {
+            template: tokenizer.chat_templates().default.clone(),
+            bos_token: tokenizer.special_text(Special::Bos),
+            eos_token: tokenizer.special_text(Special::Eos),
+            add_bos: metadata.get("tokenizer.ggml.add_bos_token").and_then(Value::as_bool),
+            special_tokens: added.iter().filter(|(_, special)| *special).map(|(t, _)| t.clone()).collect(),
+            added_tokens: added.into_iter().map(|(t, _)| t).collect(),
+            eos_tokens: tokenizer.ends().into_iter().map(|(_, t)| t).collect(),
+        },
+        generation_config: base.generation_config().cloned(),
+        context_length: metadata.get(&format!("{arch}.context_length")).and_then(Value::as_u64),
+        architecture: Some(arch.to_owned()),
+        licenses: Vec::new(),
+        system: None,
+        messages: Vec::new(),
+    };
+    Chat { input }
+}

@@ -1,0 +1,99 @@
+//! What a conversion is asked to do, and where its files go.
+
+use std::path::{Path, PathBuf};
+
+use super::ConvertError;
+use crate::plan::PlanOptions;
+use crate::quant::{Imatrix, ImatrixFilter, QuantName};
+
+/// A conversion as the user asks for it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Model folder, adapter folder, GGUF file or Hub id.
+    pub model: String,
+    /// Adapters to merge, beyond the model's own.
+    pub adapters: Vec<AdapterRequest>,
+    /// Where the base of an adapter is, if not where the adapter says.
+    pub base: Option<String>,
+    /// Types to write.
+    pub quants: Vec<QuantName>,
+    /// A `.gguf` file or a folder; `./NAME-gguf` if not given.
+    pub output: Option<PathBuf>,
+    /// The quantizer's and the splitter's options.
+    pub plan: PlanOptions,
+    /// File of importance weights.
+    pub imatrix: Option<PathBuf>,
+    /// Which of its weights to use.
+    pub imatrix_filter: ImatrixFilter,
+    /// The pre-tokenizer's name, where it is not to be recognised.
+    pub pre_tokenizer: Option<String>,
+    /// Whether a Modelfile is to be written.
+    pub modelfile: bool,
+    /// Whether existing files may be replaced.
+    pub force: bool,
+}
+
+/// One `--lora`.
+#[derive(Clone, Debug)]
+pub struct AdapterRequest {
+    /// The adapter's folder.
+    pub path: PathBuf,
+    /// Factor of its changes.
+    pub weight: f32,
+}
+
+/// Where the files of a conversion go.
+pub(super) enum Place {
+    /// One GGUF and nothing else.
+    File(PathBuf),
+    /// A folder of files that begin with a name.
+    Folder { folder: PathBuf, name: String },
+}
+
+impl Request {
+    /// The importance weights, filtered as asked.
+    pub(super) fn imatrix(&self) -> Result<Option<Imatrix>, ConvertError> {
+        let Some(path) = &self.imatrix else { return Ok(None) };
+        let imatrix = Imatrix::open(path, &self.imatrix_filter)?;
+        Ok((!imatrix.is_empty()).then_some(imatrix))
+    }
+
+    /// Where the files go, for a model of this name.
+    pub(super) fn place(&self, name: &str) -> Result<Place, ConvertError> {
+        let folder = match &self.output {
+            Some(path) if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) => {
+                if self.quants.len() > 1 {
+                    return Err(ConvertError::OneFile { path: path.clone(), types: self.quants.len() });
+                }
+                return Ok(Place::File(path.clone()));
+            }
+            Some(path) => path.clone(),
+            None => PathBuf::from(format!("{name}-gguf")),
+        };
+        if folder.exists() && !folder.is_dir() {
+            return Err(ConvertError::NotAFolder { path: folder });
+        }
+        Ok(Place::Folder { folder, name: name.to_owned() })
+    }
+}
+
+impl Place {
+    /// Paths of the GGUFs of one type.
+    pub(super) fn gguf_paths(&self, label: &str, count: usize) -> Vec<PathBuf> {
+        let prefix = match self {
+            Place::File(path) if count == 1 => return vec![path.clone()],
+            Place::File(path) => path.with_extension(""),
+            Place::Folder { folder, name } if count == 1 => return vec![folder.join(format!("{name}-{label}.gguf"))],
+            Place::Folder { folder, name } => folder.join(format!("{name}-{label}")),
+        };
+        (0..count).map(|no| crate::gguf::part_path(&prefix, no, count)).collect()
+    }
+
+    /// The folder, unless one file is all that is wanted.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        match self {
+            Place::File(_) => None,
+            Place::Folder { folder, .. } => Some(folder),
+        }
+    }
+}
