@@ -56,6 +56,9 @@ pub const HOOK_START: char = '\u{2}';
 /// Closes the mark of a hooked value.
 pub const HOOK_END: char = '\u{3}';
 
+/// Stands behind a content that is to be continued, so that its end can be found.
+const CUT_MARK: &str = "QzCutXq";
+
 type Hooks = Arc<Mutex<Option<Vec<Hooked>>>>;
 
 /// A compiled chat template with the names it was trained with.
@@ -143,11 +146,22 @@ impl ChatTemplate {
     /// # Errors
     /// [`JinjaError::Render`] if the template refuses the conversation.
     pub fn render(&self, conversation: &Conversation, dialect: &Dialect) -> Result<String, JinjaError> {
-        let text = self.run(conversation, dialect)?;
-        Ok(match conversation.messages.last() {
-            Some(last) if conversation.continues() => cut_after(text, &last.content),
-            _ => text,
-        })
+        let Some(last) = conversation.messages.last().filter(|_| conversation.continues()) else {
+            return self.run(conversation, dialect);
+        };
+        // The place to cut is found by a mark behind the content, unless blanks at its end may be trimmed there.
+        if !last.content.is_empty() && last.content.trim_end() == last.content {
+            let mut marked = conversation.clone();
+            if let Some(m) = marked.messages.last_mut() {
+                m.content.push_str(CUT_MARK);
+            }
+            let mut text = self.run(&marked, dialect)?;
+            if let Some(at) = text.rfind(CUT_MARK) {
+                text.truncate(at);
+                return Ok(text);
+            }
+        }
+        Ok(cut_after(self.run(conversation, dialect)?, &last.content))
     }
 
     /// Renders a conversation to its very end, also one that ends with the assistant.
@@ -201,14 +215,19 @@ impl ChatTemplate {
 
 /// Cuts a text behind the last occurrence of a content, which the template may have trimmed.
 fn cut_after(mut text: String, content: &str) -> String {
-    for form in [content, content.trim_start(), content.trim_end(), content.trim()] {
-        if form.is_empty() {
-            continue;
-        }
-        if let Some(at) = text.rfind(form) {
-            text.truncate(at + form.len());
-            return text;
-        }
+    let forms = [
+        content,
+        content.trim_start(),
+        content.trim_end(),
+        content.trim(),
+    ];
+    let end = forms
+        .iter()
+        .filter(|form| !form.is_empty())
+        .filter_map(|form| text.rfind(form).map(|at| at + form.len()))
+        .max();
+    if let Some(end) = end {
+        text.truncate(end);
     }
     text
 }

@@ -5,9 +5,13 @@
 //! [`chat`]s, and what it prints says which text surrounds each message and what ends a turn ([`stops`]).
 
 pub mod chat;
+pub mod go;
+pub mod infer;
 pub mod jinja;
 mod modelfile;
+pub mod proof;
 pub mod python;
+pub mod render;
 pub mod stops;
 
 pub use modelfile::{ChatInput, Command, Modelfile, ModelfileInput};

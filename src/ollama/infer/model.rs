@@ -1,0 +1,136 @@
+//! The model of a template: which elements it shows, how, and the text between any two of them.
+
+use super::learn::{Facts, Tree, learn};
+use super::observe::{Kind, Observation, Part, Trim};
+use std::collections::BTreeMap;
+
+/// A template, understood.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The text between two kinds of element.
+    pub gaps: BTreeMap<(Kind, Kind), Tree<Vec<Part>>>,
+    /// Whether an element is shown.
+    pub visible: BTreeMap<Kind, Tree<bool>>,
+    /// How an element's content is shown.
+    pub trims: BTreeMap<Kind, Tree<Trim>>,
+    /// What is written for a call.
+    pub call: Vec<Part>,
+}
+
+impl Model {
+    /// Finds the smallest rules that explain all observations; on failure, which place has none.
+    pub fn learn(observations: &[Observation]) -> Result<Self, String> {
+        let system_trim = one_system_trim(observations)?;
+        let separators = tool_separators(observations);
+        let mut gaps: BTreeMap<(Kind, Kind), Vec<(Facts, Vec<Part>)>> = BTreeMap::new();
+        let mut visible: BTreeMap<Kind, Vec<(Facts, bool)>> = BTreeMap::new();
+        let mut trims: BTreeMap<Kind, Vec<(Facts, Trim)>> = BTreeMap::new();
+        let mut call: Option<Vec<Part>> = None;
+        for observation in observations {
+            for gap in &observation.gaps {
+                let parts = gap
+                    .parts
+                    .iter()
+                    .map(|part| match part {
+                        Part::System(_) => Part::System(system_trim.clone()),
+                        Part::ToolLoop(body, separator) if separator == "\u{1}" => {
+                            Part::ToolLoop(body.clone(), separators.get(body).cloned().unwrap_or_default())
+                        }
+                        other => other.clone(),
+                    })
+                    .collect();
+                gaps.entry((gap.before, gap.behind)).or_default().push((gap.facts, parts));
+            }
+            for (kind, facts, shown) in &observation.visible {
+                visible.entry(*kind).or_default().push((*facts, *shown));
+            }
+            for seen in &observation.seen {
+                if let Some(trim) = &seen.trim {
+                    let facts = observation.facts_of(seen.message);
+                    trims.entry(seen.kind).or_default().push((facts, trim.clone()));
+                }
+                if seen.kind == Kind::Call {
+                    call = Some(match call.take() {
+                        None => seen.call.clone(),
+                        Some(known) => merge_calls(known, &seen.call)?,
+                    });
+                }
+            }
+        }
+        let mut model = Self {
+            gaps: BTreeMap::new(),
+            visible: BTreeMap::new(),
+            trims: BTreeMap::new(),
+            call: call.unwrap_or_default(),
+        };
+        for (pair, samples) in gaps {
+            let tree = learn(&samples).ok_or_else(|| format!("no rule for the text between {:?} and {:?}", pair.0, pair.1))?;
+            model.gaps.insert(pair, tree);
+        }
+        for (kind, samples) in visible {
+            let tree = learn(&samples).ok_or_else(|| format!("no rule for when {kind:?} is shown"))?;
+            model.visible.insert(kind, tree);
+        }
+        for (kind, samples) in trims {
+            let tree = learn(&samples).ok_or_else(|| format!("no rule for how {kind:?} is trimmed"))?;
+            model.trims.insert(kind, tree);
+        }
+        Ok(model)
+    }
+}
+
+/// The system prompt must be shown the same way everywhere; padded probes tell how.
+fn one_system_trim(observations: &[Observation]) -> Result<Trim, String> {
+    let mut known: Option<Trim> = None;
+    for trim in observations.iter().filter_map(|o| o.system_trim.as_ref()) {
+        match &known {
+            Some(k) if k != trim => return Err("the system prompt is trimmed now and then".into()),
+            _ => known = Some(trim.clone()),
+        }
+    }
+    Ok(known.unwrap_or_default())
+}
+
+/// The text between two tools, by what is written for one.
+fn tool_separators(observations: &[Observation]) -> BTreeMap<Vec<Part>, String> {
+    let mut out = BTreeMap::new();
+    for part in observations.iter().flat_map(|o| &o.gaps).flat_map(|g| &g.parts) {
+        if let Part::ToolLoop(body, separator) = part
+            && separator != "\u{1}"
+        {
+            out.insert(body.clone(), separator.clone());
+        }
+    }
+    out
+}
+
+/// Two sights of a call: alike, but a loop over arguments may have shown texts here and numbers there.
+fn merge_calls(known: Vec<Part>, seen: &[Part]) -> Result<Vec<Part>, String> {
+    if known.len() != seen.len() {
+        return Err("calls are not all written alike".into());
+    }
+    known
+        .into_iter()
+        .zip(seen)
+        .map(|(a, b)| match (a, b) {
+            (Part::ArgumentLoop(at, an, asep), Part::ArgumentLoop(bt, bn, bsep)) => {
+                let one = |a: Vec<Part>, b: &Vec<Part>| {
+                    if a.is_empty() {
+                        Ok(b.clone())
+                    } else if b.is_empty() || a == *b {
+                        Ok(a)
+                    } else {
+                        Err("arguments are not all written alike".to_owned())
+                    }
+                };
+                let separator = if asep.is_empty() { bsep.clone() } else { asep };
+                if !bsep.is_empty() && *bsep != separator {
+                    return Err("arguments are not all separated alike".into());
+                }
+                Ok(Part::ArgumentLoop(one(at, bt)?, one(an, bn)?, separator))
+            }
+            (a, b) if a == *b => Ok(a),
+            _ => Err("calls are not all written alike".into()),
+        })
+        .collect()
+}
