@@ -215,12 +215,7 @@ impl ChatTemplate {
 
 /// Cuts a text behind the last occurrence of a content, which the template may have trimmed.
 fn cut_after(mut text: String, content: &str) -> String {
-    let forms = [
-        content,
-        content.trim_start(),
-        content.trim_end(),
-        content.trim(),
-    ];
+    let forms = [content, content.trim_start(), content.trim_end(), content.trim()];
     let end = forms
         .iter()
         .filter(|form| !form.is_empty())

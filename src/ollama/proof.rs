@@ -9,11 +9,7 @@ use super::render::OllamaTemplate;
 use serde_json::{Value as Json, json};
 
 /// The day on which proofs are held: one whose month and day have a leading zero.
-pub const PROOF_DATE: Date = Date {
-    year: 2026,
-    month: 3,
-    day: 7,
-};
+pub const PROOF_DATE: Date = Date { year: 2026, month: 3, day: 7 };
 
 /// A conversation on which the two differ.
 #[derive(Clone, Debug)]
@@ -64,10 +60,7 @@ pub struct Translation {
 pub fn translate(template: &ChatTemplate, add_bos: bool) -> Result<Translation, super::jinja::JinjaError> {
     template.set_date(PROOF_DATE);
     let abilities = Abilities::discover(template, add_bos)?;
-    let mut out = Translation {
-        abilities: abilities.clone(),
-        ..Translation::default()
-    };
+    let mut out = Translation { abilities: abilities.clone(), ..Translation::default() };
     let widest = abilities.scope;
     let mut scopes: Vec<Scope> = Vec::new();
     for (tools, thinking, later_system) in [
@@ -99,11 +92,7 @@ pub fn translate(template: &ChatTemplate, add_bos: bool) -> Result<Translation, 
         };
         match prove(template, &abilities, &candidate, scope) {
             Ok(proof) if proof.mismatch.is_none() && proof.judged > 0 => {
-                out.proven = Some(Proven {
-                    template: candidate,
-                    scope,
-                    judged: proof.judged,
-                });
+                out.proven = Some(Proven { template: candidate, scope, judged: proof.judged });
                 break;
             }
             Ok(proof) => {
@@ -128,12 +117,7 @@ pub fn describe(mismatch: &Mismatch) -> String {
     };
     let at = super::stops::common_prefix(&mismatch.expected, got).len();
     let clip = |s: &str| -> String { s.get(at..).unwrap_or_default().chars().take(40).collect() };
-    format!(
-        "on {}: {:?} should follow, not {:?}",
-        roles.join(", "),
-        clip(&mismatch.expected),
-        clip(got)
-    )
+    format!("on {}: {:?} should follow, not {:?}", roles.join(", "), clip(&mismatch.expected), clip(got))
 }
 
 /// Compares a TEMPLATE with the Jinja on every held-out conversation of a scope.
@@ -151,11 +135,7 @@ pub fn prove(template: &ChatTemplate, abilities: &Abilities, candidate: &str, sc
         let expected = abilities.expected(template, &text);
         let got = go.render(&conversation, PROOF_DATE);
         if got.as_deref() != Ok(expected) {
-            proof.mismatch = Some(Box::new(Mismatch {
-                expected: expected.to_owned(),
-                conversation,
-                got,
-            }));
+            proof.mismatch = Some(Box::new(Mismatch { expected: expected.to_owned(), conversation, got }));
             break;
         }
     }
@@ -220,10 +200,21 @@ const PLAIN: &[&str] = &["U", "UaU", "UaUaU", "UaUaUaUaU", "Ua", "UaUa", "UaUaUa
 const LATER: &[&str] = &["UaMU", "UaUaMUaU", "UaMUaMU"];
 const THOUGHTS: &[&str] = &["UhU", "UhUaUhU", "Uh", "UhUh", "UaUhUaU", "UhUhUhUhU", "UhUa"];
 const CALLS: &[&str] = &[
-    "UcT", "UcTaU", "UcTcTaU", "UdTT", "UdTTaU", "UbTaU", "UbT", "UaUcTaUdTTaU", "UcTa", "UcTaUcT", "UcTcTcTaU",
+    "UcT",
+    "UcTaU",
+    "UcTcTaU",
+    "UdTT",
+    "UdTTaU",
+    "UbTaU",
+    "UbT",
+    "UaUcTaUdTTaU",
+    "UcTa",
+    "UcTaUcT",
+    "UcTcTcTaU",
     "UaUaUcTaU",
 ];
-const THOUGHT_CALLS: &[&str] = &["UgTaU", "UgT", "UgThU", "UgTgT", "UgThUhU", "UhUgT", "UeTTh", "UgTgThU", "UfThU", "UcThU"];
+const THOUGHT_CALLS: &[&str] =
+    &["UgTaU", "UgT", "UgThU", "UgTgT", "UgThUhU", "UhUgT", "UeTTh", "UgTgThU", "UfThU", "UcThU"];
 
 /// The held-out conversations of a scope. Letters: U user, a answer, h answer with thinking, M later system, c call,
 /// d two calls, b text and call, g thinking and call, e thinking and two calls, f all three, T result.
@@ -243,11 +234,7 @@ pub fn held_out(scope: Scope, switch: bool) -> Vec<Conversation> {
             add(THOUGHT_CALLS, true);
         }
     }
-    let thinks: &[Option<bool>] = if scope.thinking && switch {
-        &[None, Some(true), Some(false)]
-    } else {
-        &[None]
-    };
+    let thinks: &[Option<bool>] = if scope.thinking && switch { &[None, Some(true), Some(false)] } else { &[None] };
     let mut out = Vec::new();
     let mut seed = 0;
     for (shape, calls) in shapes {
@@ -316,9 +303,5 @@ fn sample(shape: &str, system: bool, think: Option<bool>, tools: usize, seed: us
     if let Some(last) = messages.last_mut().filter(|m| m.role == Role::Assistant) {
         last.content = last.content.trim_end().to_owned();
     }
-    Conversation {
-        messages,
-        tools: sample_tools(tools),
-        think,
-    }
+    Conversation { messages, tools: sample_tools(tools), think }
 }

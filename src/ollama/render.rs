@@ -32,10 +32,7 @@ impl OllamaTemplate {
                 ..Pipe::default()
             }));
         }
-        Ok(Self {
-            template,
-            takes_messages,
-        })
+        Ok(Self { template, takes_messages })
     }
 
     /// The prompt that Ollama makes of a conversation.
@@ -142,11 +139,7 @@ fn circumstances(conversation: &Conversation) -> BTreeMap<String, Value> {
 
 /// Joins what Ollama joins; returns all system texts and the messages.
 fn collate(messages: &[Message]) -> (String, Vec<Message>) {
-    let system: Vec<&str> = messages
-        .iter()
-        .filter(|m| m.role == Role::System)
-        .map(|m| m.content.as_str())
-        .collect();
+    let system: Vec<&str> = messages.iter().filter(|m| m.role == Role::System).map(|m| m.content.as_str()).collect();
     let mut out: Vec<Message> = Vec::new();
     for m in messages {
         match out.last_mut() {
@@ -167,11 +160,7 @@ fn message(m: &Message) -> Value {
         .iter()
         .enumerate()
         .map(|(n, call)| {
-            let arguments = call
-                .arguments
-                .iter()
-                .map(|(k, v)| (k.clone(), v.into()))
-                .collect();
+            let arguments = call.arguments.iter().map(|(k, v)| (k.clone(), v.into())).collect();
             let function = Value::record(
                 Kind::plain("template.templateToolCallFunction"),
                 vec![
@@ -259,18 +248,11 @@ fn property(p: &Json) -> Value {
         Some(one) => vec![one.into()],
         None => Vec::new(),
     };
-    let type_kind = Kind {
-        name: "api.PropertyType",
-        prints_json: false,
-        unwraps_single: true,
-    };
+    let type_kind = Kind { name: "api.PropertyType", prints_json: false, unwraps_single: true };
     let variants = p.get("anyOf").and_then(Json::as_array).map(|a| a.iter().map(property).collect());
     let nested = p.get("properties").and_then(Json::as_object).map_or(Value::Nil, |o| {
         // A pointer to an ordered map: JSON can print it, `range` cannot see into it.
-        Value::map(
-            Kind::plain("*api.ToolPropertiesMap"),
-            o.iter().map(|(k, v)| (k.clone(), property(v))).collect(),
-        )
+        Value::map(Kind::plain("*api.ToolPropertiesMap"), o.iter().map(|(k, v)| (k.clone(), property(v))).collect())
     });
     let enumeration = p.get("enum").and_then(Json::as_array).map(|a| a.iter().map(Value::from).collect());
     Value::record(

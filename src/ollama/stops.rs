@@ -15,8 +15,10 @@ pub struct SpecialTokens {
 }
 
 static LOOKS_SPECIAL: LazyLock<Option<regex::Regex>> = LazyLock::new(|| {
-    regex::Regex::new(r"<[|｜][^<>]{1,60}[|｜]>|</s>|<(?:end|start)_of_turn>|<eo[sdth]_?[a-z]*>|<\|?[A-Za-z_]+\|?>")
-        .ok()
+    regex::Regex::new(
+        r"<[|｜][^<>]{1,60}[|｜]>|</s>|<(?:end|start)_of_turn>|<eo[sdth]_?[a-z]*>|<\|?[A-Za-z_]+\|?>|<[a-z]+:[a-z]+>",
+    )
+    .ok()
 });
 
 impl SpecialTokens {
@@ -112,7 +114,8 @@ pub fn from_template(template: &ChatTemplate, dialect: &Dialect, tokens: &Specia
         let found = tokens.find(between);
         // A section that closes is no end; the ends already known are.
         if !found.iter().any(|t| stops.contains(t)) {
-            let closes = |t: &String| t.contains("tool_call") || t.contains("function") || t.contains("arg_value");
+            let inside = ["tool_call", "tool_response", "function", "arg_", "parameter"];
+            let closes = |t: &String| before.matches(t.as_str()).count() > 1 || inside.iter().any(|w| t.contains(w));
             let end = found.into_iter().find(|t| !closes(t));
             if let Some(end) = end.filter(|e| !stops.contains(e)) {
                 stops.push(end);

@@ -13,14 +13,8 @@ const MAX_DEPTH: usize = 400;
 const MAX_STEPS: usize = 20_000_000;
 
 pub(super) fn execute(template: &Template, data: &Value, today: Date) -> Result<String, GoError> {
-    let mut run = Run {
-        template,
-        today,
-        out: String::new(),
-        variables: vec![("$".into(), data.clone())],
-        depth: 0,
-        steps: 0,
-    };
+    let mut run =
+        Run { template, today, out: String::new(), variables: vec![("$".into(), data.clone())], depth: 0, steps: 0 };
     run.list(&template.root, data)?;
     Ok(run.out)
 }
@@ -91,18 +85,13 @@ impl<'a> Run<'a> {
         let over = self.pipeline_value(&branch.pipe, dot)?;
         let items: Vec<(Value, Value)> = match &over {
             Value::List(l) => (0..).map(Value::Int).zip(l.items.iter().cloned()).collect(),
-            Value::Map(m) if !m.kind.name.starts_with('*') => m
-                .entries
-                .iter()
-                .map(|(k, v)| (Value::from(k.as_str()), v.clone()))
-                .collect(),
+            Value::Map(m) if !m.kind.name.starts_with('*') => {
+                m.entries.iter().map(|(k, v)| (Value::from(k.as_str()), v.clone())).collect()
+            }
             Value::Int(n) => (0..(*n).min(1_000_000)).map(|i| (Value::Int(i), Value::Int(i))).collect(),
             Value::Nil => Vec::new(),
             other => {
-                return Err(GoError::exec(format!(
-                    "range can't iterate over a {}",
-                    other.type_name()
-                )));
+                return Err(GoError::exec(format!("range can't iterate over a {}", other.type_name())));
             }
         };
         if items.is_empty() {
@@ -139,10 +128,8 @@ impl<'a> Run<'a> {
 
     fn call(&mut self, name: &str, data: Option<&'a Pipe>, dot: &Value) -> Result<(), GoError> {
         let template = self.template;
-        let nodes = template
-            .defines
-            .get(name)
-            .ok_or_else(|| GoError::exec(format!("template {name:?} not defined")))?;
+        let nodes =
+            template.defines.get(name).ok_or_else(|| GoError::exec(format!("template {name:?} not defined")))?;
         let value = match data {
             Some(pipe) => self.pipeline(pipe, dot)?,
             None => Value::Nil,
@@ -202,13 +189,7 @@ impl<'a> Run<'a> {
         self.arg(first, dot)
     }
 
-    fn function(
-        &mut self,
-        name: &str,
-        rest: &'a [Arg],
-        dot: &Value,
-        last: Option<Value>,
-    ) -> Result<Value, GoError> {
+    fn function(&mut self, name: &str, rest: &'a [Arg], dot: &Value, last: Option<Value>) -> Result<Value, GoError> {
         if name == "and" || name == "or" {
             let mut value = None;
             for arg in rest {
@@ -270,18 +251,12 @@ fn fields(mut value: Value, names: &[String]) -> Result<Value, GoError> {
             Value::Struct(s) => match s.fields.iter().find(|f| f.name == name) {
                 Some(field) => field.value.clone(),
                 None => {
-                    return Err(GoError::exec(format!(
-                        "can't evaluate field {name} in type {}",
-                        s.kind.name
-                    )));
+                    return Err(GoError::exec(format!("can't evaluate field {name} in type {}", s.kind.name)));
                 }
             },
             Value::Nil => return Err(GoError::exec(format!("nil pointer evaluating interface {{}}.{name}"))),
             other => {
-                return Err(GoError::exec(format!(
-                    "can't evaluate field {name} in type {}",
-                    other.type_name()
-                )));
+                return Err(GoError::exec(format!("can't evaluate field {name} in type {}", other.type_name())));
             }
         };
     }

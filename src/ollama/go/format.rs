@@ -78,11 +78,7 @@ pub(super) fn float(f: f64) -> String {
         return if f > 0.0 { "+Inf" } else { "-Inf" }.into();
     }
     let magnitude = f.abs();
-    if f != 0.0 && !(1e-4..1e21).contains(&magnitude) {
-        exponent(f, 2)
-    } else {
-        format!("{f}")
-    }
+    if f != 0.0 && !(1e-4..1e21).contains(&magnitude) { exponent(f, 2) } else { format!("{f}") }
 }
 
 /// Scientific notation with at least `width` digits in the exponent.
@@ -148,10 +144,7 @@ fn write_json(out: &mut String, value: &Value) {
         }
         Value::Struct(s) => {
             out.push('{');
-            let shown = s
-                .fields
-                .iter()
-                .filter(|f| !(f.omit_empty && is_empty(&f.value)));
+            let shown = s.fields.iter().filter(|f| !(f.omit_empty && is_empty(&f.value)));
             for (n, field) in shown.enumerate() {
                 if n > 0 {
                     out.push(',');
@@ -267,9 +260,7 @@ pub(super) fn sprintf(format: &str, args: &[Value]) -> String {
             n.parse::<usize>().ok().map(|n| n.min(1000))
         };
         let width = digits(&mut chars);
-        let precision = chars
-            .next_if_eq(&'.')
-            .map(|_| digits(&mut chars).unwrap_or(0));
+        let precision = chars.next_if_eq(&'.').map(|_| digits(&mut chars).unwrap_or(0));
         let Some(verb) = chars.next() else {
             out.push_str("%!(NOVERB)");
             break;
@@ -300,11 +291,7 @@ pub(super) fn sprintf(format: &str, args: &[Value]) -> String {
                 let _ = write!(t, "{b:02x}");
                 t
             }),
-            ('c', Value::Int(n)) => u32::try_from(*n)
-                .ok()
-                .and_then(char::from_u32)
-                .unwrap_or('\u{fffd}')
-                .to_string(),
+            ('c', Value::Int(n)) => u32::try_from(*n).ok().and_then(char::from_u32).unwrap_or('\u{fffd}').to_string(),
             ('f', Value::Float(f)) => format!("{f:.*}", precision.unwrap_or(6)),
             ('e', Value::Float(f)) => exponent_fixed(*f, precision.unwrap_or(6)),
             ('g', Value::Float(f)) => float(*f),
@@ -339,11 +326,7 @@ pub(super) fn sprintf(format: &str, args: &[Value]) -> String {
 }
 
 fn signed(n: i64, flags: &str) -> String {
-    if flags.contains('+') && n >= 0 {
-        format!("+{n}")
-    } else {
-        n.to_string()
-    }
+    if flags.contains('+') && n >= 0 { format!("+{n}") } else { n.to_string() }
 }
 
 fn exponent_fixed(f: f64, precision: usize) -> String {

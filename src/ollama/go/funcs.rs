@@ -36,10 +36,7 @@ pub(super) fn call(name: &str, args: &[Value], today: Date) -> Result<Value, GoE
         "printf" => match one()? {
             Value::Str(format) => sprintf(format, &args[1..]).into(),
             other => {
-                return Err(GoError::exec(format!(
-                    "wrong type for value; expected string; got {}",
-                    other.type_name()
-                )));
+                return Err(GoError::exec(format!("wrong type for value; expected string; got {}", other.type_name())));
             }
         },
         "eq" => {
@@ -128,10 +125,7 @@ fn length(value: &Value) -> Result<i64, GoError> {
         Value::Map(m) => m.entries.len(),
         Value::Nil => return Err(GoError::exec("error calling len: len of nil pointer")),
         other => {
-            return Err(GoError::exec(format!(
-                "error calling len: len of type {}",
-                other.type_name()
-            )));
+            return Err(GoError::exec(format!("error calling len: len of type {}", other.type_name())));
         }
     };
     Ok(i64::try_from(n).unwrap_or(i64::MAX))
@@ -139,15 +133,9 @@ fn length(value: &Value) -> Result<i64, GoError> {
 
 fn position(value: &Value, limit: usize) -> Result<usize, GoError> {
     let Value::Int(n) = value else {
-        return Err(GoError::exec(format!(
-            "cannot index slice/array with type {}",
-            value.type_name()
-        )));
+        return Err(GoError::exec(format!("cannot index slice/array with type {}", value.type_name())));
     };
-    usize::try_from(*n)
-        .ok()
-        .filter(|n| *n <= limit)
-        .ok_or_else(|| GoError::exec(format!("index out of range: {n}")))
+    usize::try_from(*n).ok().filter(|n| *n <= limit).ok_or_else(|| GoError::exec(format!("index out of range: {n}")))
 }
 
 fn index(value: &Value, indices: &[Value]) -> Result<Value, GoError> {
@@ -156,10 +144,7 @@ fn index(value: &Value, indices: &[Value]) -> Result<Value, GoError> {
         at = match &at {
             Value::List(l) => {
                 let n = position(i, l.items.len())?;
-                l.items
-                    .get(n)
-                    .cloned()
-                    .ok_or_else(|| GoError::exec(format!("index out of range: {n}")))?
+                l.items.get(n).cloned().ok_or_else(|| GoError::exec(format!("index out of range: {n}")))?
             }
             Value::Str(_) | Value::Bytes(_) => {
                 let bytes = at.bytes().unwrap_or_default();
@@ -172,10 +157,7 @@ fn index(value: &Value, indices: &[Value]) -> Result<Value, GoError> {
             Value::Map(m) => match i {
                 Value::Str(key) => m.entries.get(&**key).cloned().unwrap_or(Value::Nil),
                 other => {
-                    return Err(GoError::exec(format!(
-                        "value has type {}; should be string",
-                        other.type_name()
-                    )));
+                    return Err(GoError::exec(format!("value has type {}; should be string", other.type_name())));
                 }
             },
             Value::Nil => return Err(GoError::exec("error calling index: index of untyped nil")),
@@ -197,10 +179,7 @@ fn slice(value: &Value, indices: &[Value]) -> Result<Value, GoError> {
         Value::List(l) => l.items.len(),
         Value::Nil => return Err(GoError::exec("error calling slice: slice of untyped nil")),
         other => {
-            return Err(GoError::exec(format!(
-                "error calling slice: can't slice item of type {}",
-                other.type_name()
-            )));
+            return Err(GoError::exec(format!("error calling slice: can't slice item of type {}", other.type_name())));
         }
     };
     if indices.len() > 2 {

@@ -45,10 +45,7 @@ pub(super) enum Piece {
 }
 
 fn error(line: usize, detail: impl Into<String>) -> GoError {
-    GoError::Parse {
-        line,
-        detail: detail.into(),
-    }
+    GoError::Parse { line, detail: detail.into() }
 }
 
 const BLANK: [char; 4] = [' ', '\t', '\r', '\n'];
@@ -148,18 +145,14 @@ fn tokens(action: &str, line: usize) -> Result<(Vec<Token>, usize, bool), GoErro
                 (Token::Open, 1)
             }
             ')' => {
-                depth = depth
-                    .checked_sub(1)
-                    .ok_or_else(|| error(line, "unexpected right paren"))?;
+                depth = depth.checked_sub(1).ok_or_else(|| error(line, "unexpected right paren"))?;
                 (Token::Close, 1)
             }
             ':' if rest.starts_with(":=") => (Token::Declare, 2),
             '=' => (Token::Assign, 1),
             '"' => quoted(rest, line)?,
             '`' => {
-                let end = rest[1..]
-                    .find('`')
-                    .ok_or_else(|| error(line, "unterminated raw quoted string"))?;
+                let end = rest[1..].find('`').ok_or_else(|| error(line, "unterminated raw quoted string"))?;
                 (Token::Str(rest[1..=end].to_owned()), end + 2)
             }
             '\'' => character(rest, line)?,
@@ -169,11 +162,7 @@ fn tokens(action: &str, line: usize) -> Result<(Vec<Token>, usize, bool), GoErro
             }
             '.' if !rest[1..].starts_with(|d: char| d.is_ascii_digit()) => {
                 let name = word(&rest[1..]);
-                if name.is_empty() {
-                    (Token::Dot, 1)
-                } else {
-                    (Token::Field(name.to_owned()), 1 + name.len())
-                }
+                if name.is_empty() { (Token::Dot, 1) } else { (Token::Field(name.to_owned()), 1 + name.len()) }
             }
             c if c == '+' || c == '-' || c == '.' || c.is_ascii_digit() => number(rest, line)?,
             c if c == '_' || c.is_alphabetic() => {
@@ -188,9 +177,7 @@ fn tokens(action: &str, line: usize) -> Result<(Vec<Token>, usize, bool), GoErro
 }
 
 fn word(text: &str) -> &str {
-    let end = text
-        .find(|c: char| c != '_' && !c.is_alphanumeric())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(text.len());
     &text[..end]
 }
 
@@ -198,8 +185,8 @@ fn number(text: &str, line: usize) -> Result<(Token, usize), GoError> {
     let end = text
         .char_indices()
         .find(|(n, c)| {
-            let sign = (*c == '+' || *c == '-')
-                && (*n == 0 || text[..*n].ends_with(['e', 'E']) && !text.starts_with("0x"));
+            let sign =
+                (*c == '+' || *c == '-') && (*n == 0 || text[..*n].ends_with(['e', 'E']) && !text.starts_with("0x"));
             !(sign || *c == '.' || *c == '_' || c.is_ascii_alphanumeric())
         })
         .map_or(text.len(), |(n, _)| n);
@@ -241,8 +228,7 @@ fn quoted(text: &str, line: usize) -> Result<(Token, usize), GoError> {
         let c = rest.chars().next().ok_or_else(unterminated)?;
         match c {
             '"' => {
-                let s = String::from_utf8(out)
-                    .map_err(|_| error(line, "a quoted string that is not UTF-8"))?;
+                let s = String::from_utf8(out).map_err(|_| error(line, "a quoted string that is not UTF-8"))?;
                 return Ok((Token::Str(s), at + 1));
             }
             '\n' => return Err(unterminated()),
@@ -303,10 +289,7 @@ fn escape(text: &str, line: usize) -> Result<(Vec<u8>, usize), GoError> {
         '0'..='7' => (3, 8, 1),
         _ => return Err(bad()),
     };
-    let code = text
-        .get(skip..skip + digits)
-        .and_then(|d| u32::from_str_radix(d, radix).ok())
-        .ok_or_else(bad)?;
+    let code = text.get(skip..skip + digits).and_then(|d| u32::from_str_radix(d, radix).ok()).ok_or_else(bad)?;
     let bytes = if matches!(c, 'u' | 'U') {
         char::from_u32(code).ok_or_else(bad)?.to_string().into_bytes()
     } else {

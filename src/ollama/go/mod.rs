@@ -39,9 +39,7 @@ pub enum GoError {
 
 impl GoError {
     pub(crate) fn exec(detail: impl Into<String>) -> Self {
-        Self::Exec {
-            detail: detail.into(),
-        }
+        Self::Exec { detail: detail.into() }
     }
 }
 

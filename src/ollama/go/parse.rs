@@ -89,8 +89,29 @@ pub struct Template {
 }
 
 const FUNCTIONS: &[&str] = &[
-    "json", "currentDate", "yesterdayDate", "toTypeScriptType", "and", "or", "not", "len", "index", "slice",
-    "print", "printf", "println", "eq", "ne", "lt", "le", "gt", "ge", "html", "js", "urlquery", "call",
+    "json",
+    "currentDate",
+    "yesterdayDate",
+    "toTypeScriptType",
+    "and",
+    "or",
+    "not",
+    "len",
+    "index",
+    "slice",
+    "print",
+    "printf",
+    "println",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "html",
+    "js",
+    "urlquery",
+    "call",
 ];
 
 struct Parser {
@@ -131,10 +152,7 @@ impl Template {
             End::End => return Err(parser.error("unexpected {{end}}")),
             End::Else(_) => return Err(parser.error("unexpected {{else}}")),
         }
-        let template = Self {
-            root,
-            defines: parser.defines,
-        };
+        let template = Self { root, defines: parser.defines };
         for list in std::iter::once(&template.root).chain(template.defines.values()) {
             template.check_calls(list)?;
         }
@@ -145,10 +163,7 @@ impl Template {
         for node in list {
             match node {
                 Node::Call { data: None, .. } => {
-                    return Err(GoError::Parse {
-                        line: 0,
-                        detail: "undefined template specified".into(),
-                    });
+                    return Err(GoError::Parse { line: 0, detail: "undefined template specified".into() });
                 }
                 Node::If(b) | Node::Range(b) | Node::With(b) => {
                     self.check_calls(&b.list)?;
@@ -195,10 +210,7 @@ impl Template {
 
 impl Parser {
     fn error(&self, detail: impl Into<String>) -> GoError {
-        GoError::Parse {
-            line: self.line,
-            detail: detail.into(),
-        }
+        GoError::Parse { line: self.line, detail: detail.into() }
     }
 
     fn list(&mut self) -> Result<(Vec<Node>, End), GoError> {
@@ -296,11 +308,7 @@ impl Parser {
             _ => None,
         };
         self.variables.truncate(scope);
-        let branch = Branch {
-            pipe,
-            list,
-            otherwise,
-        };
+        let branch = Branch { pipe, list, otherwise };
         Ok(match keyword {
             "if" => Node::If(branch),
             "with" => Node::With(branch),
@@ -335,11 +343,7 @@ impl Parser {
             return Err(self.error(format!("{keyword} needs a quoted name")));
         };
         let data = trim(data.to_vec());
-        let data = if data.is_empty() {
-            None
-        } else {
-            Some(self.pipeline(&data, false)?)
-        };
+        let data = if data.is_empty() { None } else { Some(self.pipeline(&data, false)?) };
         if keyword == "block" {
             if data.is_none() {
                 return Err(self.error("missing value for block clause"));
@@ -352,19 +356,14 @@ impl Parser {
             self.variables = outer;
             self.defines.insert(name.clone(), list);
         }
-        Ok(Node::Call {
-            name: name.clone(),
-            data,
-        })
+        Ok(Node::Call { name: name.clone(), data })
     }
 
     fn pipeline(&mut self, tokens: &[Token], range: bool) -> Result<Pipe, GoError> {
         let mut tokens = trim(tokens.to_vec());
         let mut pipe = Pipe::default();
         // Variables in front of `:=` or `=`.
-        let mark = tokens
-            .iter()
-            .position(|t| matches!(t, Token::Declare | Token::Assign));
+        let mark = tokens.iter().position(|t| matches!(t, Token::Declare | Token::Assign));
         if let Some(mark) = mark {
             pipe.assigns = tokens[mark] == Token::Assign;
             for token in without_spaces(&tokens[..mark]) {
@@ -494,11 +493,7 @@ fn trim(mut tokens: Vec<Token>) -> Vec<Token> {
 }
 
 fn without_spaces(tokens: &[Token]) -> Vec<Token> {
-    tokens
-        .iter()
-        .filter(|t| **t != Token::Space)
-        .cloned()
-        .collect()
+    tokens.iter().filter(|t| **t != Token::Space).cloned().collect()
 }
 
 /// Splits at the pipes that stand outside of parentheses.

@@ -80,20 +80,12 @@ pub struct Kind {
 impl Kind {
     /// A type that prints the way Go prints its kind.
     pub const fn plain(name: &'static str) -> Self {
-        Self {
-            name,
-            prints_json: false,
-            unwraps_single: false,
-        }
+        Self { name, prints_json: false, unwraps_single: false }
     }
 
     /// A type whose `String` method returns JSON.
     pub const fn json(name: &'static str) -> Self {
-        Self {
-            name,
-            prints_json: true,
-            unwraps_single: false,
-        }
+        Self { name, prints_json: true, unwraps_single: false }
     }
 
     /// `[]interface {}`
@@ -126,10 +118,7 @@ impl From<&serde_json::Value> for Value {
             J::Number(n) => Value::Float(n.as_f64().unwrap_or(0.0)),
             J::String(s) => Value::Str(s.as_str().into()),
             J::Array(items) => Value::list(Kind::ANY_LIST, items.iter().map(Value::from).collect()),
-            J::Object(map) => Value::map(
-                Kind::ANY_MAP,
-                map.iter().map(|(k, v)| (k.clone(), v.into())).collect(),
-            ),
+            J::Object(map) => Value::map(Kind::ANY_MAP, map.iter().map(|(k, v)| (k.clone(), v.into())).collect()),
         }
     }
 }
@@ -160,12 +149,7 @@ impl Value {
             kind,
             fields: fields
                 .into_iter()
-                .map(|(name, json, omit_empty, value)| Field {
-                    name,
-                    json,
-                    omit_empty,
-                    value,
-                })
+                .map(|(name, json, omit_empty, value)| Field { name, json, omit_empty, value })
                 .collect(),
         }))
     }

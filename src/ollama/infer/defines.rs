@@ -16,7 +16,17 @@ pub(super) struct Defines {
 const JSON_DEPTH: usize = 6;
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
@@ -132,20 +142,12 @@ impl Defines {
             self.styles.len() - 1
         });
         let number = if n == 0 { String::new() } else { format!("{}", n + 1) };
-        if style.indent.is_some() {
-            format!("{number}.{level}")
-        } else {
-            number
-        }
+        if style.indent.is_some() { format!("{number}.{level}") } else { number }
     }
 
     /// A string constant's text printed in the middle of a definition.
     fn constant(text: &str) -> String {
-        if !text.contains(['{', '}', '"', '\n']) {
-            text.to_owned()
-        } else {
-            format!("{{{{ {} }}}}", quoted(text))
-        }
+        if !text.contains(['{', '}', '"', '\n']) { text.to_owned() } else { format!("{{{{ {} }}}}", quoted(text)) }
     }
 
     fn line(style: &JsonStyle, level: usize) -> String {
@@ -192,11 +194,7 @@ impl Defines {
     }
 
     fn maybe(text: &str) -> String {
-        if text.is_empty() {
-            String::new()
-        } else {
-            format!("{{{{ {} }}}}", quoted(text))
-        }
+        if text.is_empty() { String::new() } else { format!("{{{{ {} }}}}", quoted(text)) }
     }
 
     /// Prints all tools as one JSON list.
@@ -228,7 +226,12 @@ impl Defines {
             ToolPart::Description => format!("{function}.Description"),
             ToolPart::Whole => {
                 let inner = self.schema("toolFunction", style, level + 1);
-                self.record("tool", style, level, &[("type", "printf \"%q\" .Type", None), ("function", &format!("{inner} .Function"), None)]);
+                self.record(
+                    "tool",
+                    style,
+                    level,
+                    &[("type", "printf \"%q\" .Type", None), ("function", &format!("{inner} .Function"), None)],
+                );
                 self.call("tool", style, level, tool)
             }
             ToolPart::Function => {
@@ -318,7 +321,8 @@ impl Defines {
     fn record(&mut self, what: &str, style: &JsonStyle, level: usize, fields: &[(&str, &str, Option<&str>)]) {
         let name = format!("{what}{}", self.suffix(style, level));
         let comma = format!("{}{}", style.item_separator, Self::line(style, level + 1));
-        let mut text = format!("{{{{- define \"{name}\" }}}}{{{{ \"{{\" }}}}{}", Self::maybe(&Self::line(style, level + 1)));
+        let mut text =
+            format!("{{{{- define \"{name}\" }}}}{{{{ \"{{\" }}}}{}", Self::maybe(&Self::line(style, level + 1)));
         let conditional = fields.first().is_some_and(|f| f.2.is_some());
         if conditional {
             text.push_str("{{ $s := \"\" }}");

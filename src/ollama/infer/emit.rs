@@ -68,12 +68,8 @@ struct Emitter<'a> {
 /// # Errors
 /// What the model contains that Go cannot express.
 pub(super) fn emit(model: &Model) -> Result<String, String> {
-    let mut emitter = Emitter {
-        model,
-        layout: Layout::new(model),
-        defines: Defines::default(),
-        needs: Needs::default(),
-    };
+    let mut emitter =
+        Emitter { model, layout: Layout::new(model), defines: Defines::default(), needs: Needs::default() };
     // Whether `$prev` is needed shows only when the body is written; write it once to learn that.
     let mut scratch = GoText::default();
     emitter.body(&mut scratch)?;
@@ -389,7 +385,9 @@ impl Emitter<'_> {
     /// What stands between the element before, whatever it was, and this kind.
     fn between(&mut self, out: &mut GoText, kind: Kind, hoisted: bool) -> Result<(), String> {
         let mut pairs = self.layout.between.clone();
-        pairs.retain(|pair, _| pair.1 == kind && !(hoisted && pair.0 == Kind::Start) && *pair != (Kind::Answer, Kind::End));
+        pairs.retain(|pair, _| {
+            pair.1 == kind && !(hoisted && pair.0 == Kind::Start) && *pair != (Kind::Answer, Kind::End)
+        });
         let starts = self.layout.between.contains_key(&(Kind::Start, kind));
         if hoisted && starts && !pairs.is_empty() {
             // What the start needs was written before the loop.
@@ -403,7 +401,11 @@ impl Emitter<'_> {
         self.between_from(out, &pairs)
     }
 
-    fn between_from(&mut self, out: &mut GoText, pairs: &BTreeMap<(Kind, Kind), Tree<Vec<Part>>>) -> Result<(), String> {
+    fn between_from(
+        &mut self,
+        out: &mut GoText,
+        pairs: &BTreeMap<(Kind, Kind), Tree<Vec<Part>>>,
+    ) -> Result<(), String> {
         let mut groups: Vec<(Tree<Vec<Part>>, Vec<Kind>)> = Vec::new();
         for (pair, tree) in pairs {
             let tree = simplify(tree);
@@ -545,11 +547,7 @@ impl Emitter<'_> {
 }
 
 fn parenthesised(condition: &str) -> String {
-    if condition.contains(' ') {
-        format!("({condition})")
-    } else {
-        condition.to_owned()
-    }
+    if condition.contains(' ') { format!("({condition})") } else { condition.to_owned() }
 }
 
 /// A tree without questions whose answers do not matter.
@@ -558,11 +556,7 @@ fn simplify<L: Clone + Eq>(tree: &Tree<L>) -> Tree<L> {
         Tree::Leaf(_) => tree.clone(),
         Tree::Split(feature, yes, no) => {
             let (yes, no) = (simplify(yes), simplify(no));
-            if yes == no {
-                yes
-            } else {
-                Tree::Split(*feature, Box::new(yes), Box::new(no))
-            }
+            if yes == no { yes } else { Tree::Split(*feature, Box::new(yes), Box::new(no)) }
         }
     }
 }

@@ -71,11 +71,7 @@ impl GoText {
 
     fn flush(&mut self, control_follows: bool) {
         let text = std::mem::take(&mut self.pending);
-        let kept = if control_follows {
-            text.trim_end_matches([' ', '\t', '\r', '\n'])
-        } else {
-            text.as_str()
-        };
+        let kept = if control_follows { text.trim_end_matches([' ', '\t', '\r', '\n']) } else { text.as_str() };
         self.out.push_str(&escape(kept));
         if self.out.ends_with('{') && control_follows && kept.len() < text.len() {
             self.out.pop();

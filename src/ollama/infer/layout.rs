@@ -168,7 +168,9 @@ pub(super) fn common(labels: impl Iterator<Item = impl AsRef<[Part]>>, backwards
                         shared.push(Part::Lit(text.to_owned()));
                     }
                     // Cut inside of a literal, unless it was whole in what was known and nothing followed.
-                    cut = cut && n + 1 == known.len() && text.len() == x.len() || text.len() < x.len() || text.len() < y.len();
+                    cut = cut && n + 1 == known.len() && text.len() == x.len()
+                        || text.len() < x.len()
+                        || text.len() < y.len();
                     break;
                 }
                 _ => break,

@@ -96,8 +96,9 @@ pub fn facts(conversation: &Conversation, at: usize) -> Facts {
     let this = messages.get(at);
     let before = at.checked_sub(1).and_then(|b| messages.get(b));
     let last = messages.last().map(|m| m.role);
-    let has_thinking =
-        |m: Option<&crate::ollama::chat::Message>| m.is_some_and(|m| m.thinking.as_deref().is_some_and(|t| !t.is_empty()));
+    let has_thinking = |m: Option<&crate::ollama::chat::Message>| {
+        m.is_some_and(|m| m.thinking.as_deref().is_some_and(|t| !t.is_empty()))
+    };
     let mut bits = 0;
     let mut set = |feature: Feature, on: bool| {
         if on {

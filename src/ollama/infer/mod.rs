@@ -52,10 +52,7 @@ impl Abilities {
             template.render(conversation, dialect).is_ok_and(|t| t.contains(what))
         };
         if !shows(&dialect, &plain, "QzU0Xq") {
-            let parts = Dialect {
-                content_parts: true,
-                ..dialect.clone()
-            };
+            let parts = Dialect { content_parts: true, ..dialect.clone() };
             if shows(&parts, &plain, "QzU0Xq") {
                 dialect = parts;
             }
@@ -69,10 +66,7 @@ impl Abilities {
         };
         // Thinking: the first key whose text appears anywhere, and a switch that changes the text.
         for key in ["reasoning_content", "reasoning", "thinking", "thinking_content"] {
-            let with = Dialect {
-                thinking_key: Some(key.into()),
-                ..dialect.clone()
-            };
+            let with = Dialect { thinking_key: Some(key.into()), ..dialect.clone() };
             let seen = ["U HA", "U HA U", "U HC1 T", "U HAC1 T"]
                 .iter()
                 .any(|shape| [0, 2].iter().any(|&tools| shows(&with, &single(shape, false, tools, None), "QzH1Xq")));
@@ -87,10 +81,7 @@ impl Abilities {
             if !(lower.contains("think") || lower.contains("reason")) {
                 continue;
             }
-            let with = Dialect {
-                think_switch: Some(name.clone()),
-                ..dialect.clone()
-            };
+            let with = Dialect { think_switch: Some(name.clone()), ..dialect.clone() };
             let changes = ["U", "U A U", "U HA U", "U HA"].iter().any(|shape| {
                 let render = |think| template.render(&single(shape, false, 0, think), &with).ok();
                 let (unset, on, off) = (render(None), render(Some(true)), render(Some(false)));
@@ -111,21 +102,14 @@ impl Abilities {
         };
         let mut calls = shows_call(&dialect);
         if !calls {
-            let with = Dialect {
-                arguments_as_text: true,
-                ..dialect.clone()
-            };
+            let with = Dialect { arguments_as_text: true, ..dialect.clone() };
             if shows_call(&with) {
                 dialect = with;
                 calls = true;
             }
         }
         scope.tools = calls && shows(&dialect, &single("U", false, 2, None), "qztn0x");
-        Ok(Self {
-            dialect,
-            scope,
-            strips_bos,
-        })
+        Ok(Self { dialect, scope, strips_bos })
     }
 }
 

@@ -64,7 +64,8 @@ impl Model {
             call: call.unwrap_or_default(),
         };
         for (pair, samples) in gaps {
-            let tree = learn(&samples).ok_or_else(|| format!("no rule for the text between {:?} and {:?}", pair.0, pair.1))?;
+            let tree =
+                learn(&samples).ok_or_else(|| format!("no rule for the text between {:?} and {:?}", pair.0, pair.1))?;
             model.gaps.insert(pair, tree);
         }
         for (kind, samples) in visible {

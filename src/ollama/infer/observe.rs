@@ -200,11 +200,7 @@ fn tokens(text: &str, hooks: &[Hooked], conversation: &Conversation) -> Result<V
         let letter = |name: &str| found.name(name).and_then(|m| m.as_str().chars().next());
         let key = |c: char| (c as usize) - ('a' as usize);
         let token = if let (Some(role), Some(n)) = (letter("role"), number("n")) {
-            if role == 'H' {
-                Token::Thinking(n, false)
-            } else {
-                Token::Content(role, n, false)
-            }
+            if role == 'H' { Token::Thinking(n, false) } else { Token::Content(role, n, false) }
         } else if let (Some(n), Some(k)) = (number("vcall"), letter("vkey")) {
             Token::Value(n, key(k), None)
         } else if let (Some(n), Some(k)) = (number("ncall"), number("nkey")) {
@@ -404,46 +400,27 @@ impl CallForm {
     /// Looks at a probe with two calls in one message.
     pub fn discover(text: &str, hooks: &[Hooked], conversation: &Conversation) -> Self {
         let list = tokens(text, hooks, conversation).unwrap_or_default();
-        let second = list
-            .iter()
-            .position(|t| matches!(t, Token::Arguments(1, ..) | Token::Value(1, ..)))
-            .unwrap_or(list.len());
-        Self {
-            name: list[..second].contains(&Token::CallName(0)),
-            id: list[..second].contains(&Token::CallId(0)),
-        }
+        let second =
+            list.iter().position(|t| matches!(t, Token::Arguments(1, ..) | Token::Value(1, ..))).unwrap_or(list.len());
+        Self { name: list[..second].contains(&Token::CallName(0)), id: list[..second].contains(&Token::CallId(0)) }
     }
 }
 
 /// Explains the output of a probe.
-pub fn observe(
-    probe: &Probe,
-    text: &str,
-    hooks: &[Hooked],
-    form: CallForm,
-) -> Result<Observation, Unexplained> {
+pub fn observe(probe: &Probe, text: &str, hooks: &[Hooked], form: CallForm) -> Result<Observation, Unexplained> {
     let conversation = &probe.conversation;
     let list = tokens(text, hooks, conversation)?;
     let mut out = Observation::default();
     let mut gap: Vec<Part> = Vec::new();
     let mut before = Kind::Start;
-    let call_owner: Vec<usize> = conversation
-        .messages
-        .iter()
-        .enumerate()
-        .flat_map(|(i, m)| m.tool_calls.iter().map(move |_| i))
-        .collect();
+    let call_owner: Vec<usize> =
+        conversation.messages.iter().enumerate().flat_map(|(i, m)| m.tool_calls.iter().map(move |_| i)).collect();
     let mut at = 0;
     let mut last_place = (0, 0); // message and place in it; elements must come in the conversation's order
     let mut gaps = Vec::new();
     let mut finish_gap = |gap: &mut Vec<Part>, before: &mut Kind, behind: Kind, message: usize| {
         let parts = fold_tools(std::mem::take(gap))?;
-        gaps.push(Gap {
-            before: *before,
-            behind,
-            facts: facts(conversation, message),
-            parts,
-        });
+        gaps.push(Gap { before: *before, behind, facts: facts(conversation, message), parts });
         *before = behind;
         Ok::<(), Unexplained>(())
     };
@@ -479,11 +456,7 @@ pub fn observe(
                 gap.push(Part::ToolLoop(vec![Part::Tool(*part, style.clone(), *level)], format!("\u{1}{n}")));
             }
             Token::Content('S', 0, json) => {
-                system_trim = pads.map(|(left, right)| Trim {
-                    left,
-                    right,
-                    json: *json,
-                });
+                system_trim = pads.map(|(left, right)| Trim { left, right, json: *json });
                 // How it is trimmed is filled in once padded probes have told.
                 gap.push(Part::System(Trim::default()));
             }
@@ -544,12 +517,7 @@ pub fn observe(
                 last_place = (message, 2 + n);
                 let (parts, used) = call_parts(&list[at..], n, form, conversation)?;
                 finish_gap(&mut gap, &mut before, Kind::Call, message)?;
-                seen.push(Seen {
-                    kind: Kind::Call,
-                    message,
-                    trim: None,
-                    call: parts,
-                });
+                seen.push(Seen { kind: Kind::Call, message, trim: None, call: parts });
                 at += used;
                 continue;
             }
@@ -623,15 +591,8 @@ fn pad_state(list: &[Token], at: usize, padded: bool) -> Option<(Side, Side)> {
 }
 
 /// Checks that references to calls in front of a result mean the call that it answers.
-fn resolve_results(
-    pending: &mut Vec<usize>,
-    conversation: &Conversation,
-    message: usize,
-) -> Result<(), Unexplained> {
-    let nth = conversation.messages[..message]
-        .iter()
-        .filter(|m| m.role == Role::Tool)
-        .count();
+fn resolve_results(pending: &mut Vec<usize>, conversation: &Conversation, message: usize) -> Result<(), Unexplained> {
+    let nth = conversation.messages[..message].iter().filter(|m| m.role == Role::Tool).count();
     if pending.drain(..).any(|n| n != nth) {
         return unexplained("a result names another call than its own");
     }
@@ -676,10 +637,7 @@ fn call_parts(
             Token::CallId(_) => parts.push(Part::CallId),
             Token::Arguments(_, style, level) => parts.push(Part::Arguments(style.clone(), *level)),
             Token::Key(_) | Token::Value(..) => {
-                let last = own
-                    .iter()
-                    .rposition(|t| matches!(t, Token::Key(_) | Token::Value(..)))
-                    .unwrap_or(at);
+                let last = own.iter().rposition(|t| matches!(t, Token::Key(_) | Token::Value(..))).unwrap_or(at);
                 parts.push(argument_loop(&own[at..=last], call)?);
                 at = last;
             }
@@ -705,16 +663,17 @@ fn argument_loop(list: &[Token], call: &crate::ollama::chat::ToolCall) -> Result
             at += 1;
         }
         let mut body = Vec::new();
-        let end = list[at..]
-            .iter()
-            .position(|t| matches!(t, Token::Value(..)))
-            .map(|p| at + p);
+        let end = list[at..].iter().position(|t| matches!(t, Token::Value(..))).map(|p| at + p);
         let Some(end) = end else {
             return unexplained("arguments without their values");
         };
         for token in &list[at..=end] {
             body.push(match token {
-                Token::Key(k) if *k == n || call.arguments.keys().position(|key| key.ends_with((b'a' + *k as u8) as char)) == Some(n) => {
+                Token::Key(k)
+                    if *k == n
+                        || call.arguments.keys().position(|key| key.ends_with((b'a' + *k as u8) as char))
+                            == Some(n) =>
+                {
                     Part::Key
                 }
                 Token::Value(_, _, style) => Part::Value(style.clone()),
@@ -737,11 +696,7 @@ fn argument_loop(list: &[Token], call: &crate::ollama::chat::ToolCall) -> Result
     if bodies.iter().any(|(b, text)| find(*text).as_ref() != Some(b)) || separators.iter().any(|s| *s != separator) {
         return unexplained("arguments that are not all written alike");
     }
-    Ok(Part::ArgumentLoop(
-        find(true).unwrap_or_default(),
-        find(false).unwrap_or_default(),
-        separator,
-    ))
+    Ok(Part::ArgumentLoop(find(true).unwrap_or_default(), find(false).unwrap_or_default(), separator))
 }
 
 /// Folds the marked parts of single tools into one loop, and joins literals.

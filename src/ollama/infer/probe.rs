@@ -49,9 +49,7 @@ pub(super) fn content_sentinel(role: Role, i: usize, later: bool) -> String {
 
 /// Shapes as words, one per message: U user, A answer, H thinking (then A), C call(s) with a count, T result,
 /// M later system. `HA` is one message, as is `AC`.
-const PLAIN: &[&str] = &[
-    "U", "U A U", "U A U A U", "U A U A U A U", "U A", "U A U A", "U A U A U A",
-];
+const PLAIN: &[&str] = &["U", "U A U", "U A U A U", "U A U A U A U", "U A", "U A U A", "U A U A U A"];
 const LATER: &[&str] = &["U A M U", "U A M U A U", "U A U A M U", "U A M U A M U"];
 const CALLS: &[&str] = &[
     "U C1 T",
@@ -129,11 +127,7 @@ pub(super) fn tools(count: usize) -> Vec<Json> {
 /// Builds the conversation of a shape.
 fn conversation(shape: &str, system: bool, tools: Vec<Json>, think: Option<bool>, padded: bool) -> Conversation {
     let pad = |text: String| {
-        if padded {
-            format!("{PAD_LEFT}{text}{PAD_RIGHT}")
-        } else {
-            text
-        }
+        if padded { format!("{PAD_LEFT}{text}{PAD_RIGHT}") } else { text }
     };
     let mut messages = Vec::new();
     if system {
@@ -170,11 +164,7 @@ fn conversation(shape: &str, system: bool, tools: Vec<Json>, think: Option<bool>
         }
         messages.push(message);
     }
-    Conversation {
-        messages,
-        tools,
-        think,
-    }
+    Conversation { messages, tools, think }
 }
 
 /// The `n`th call of a conversation: one to three arguments, strings and numbers.
@@ -219,11 +209,7 @@ pub(super) fn probes(scope: Scope, switch: bool) -> Vec<Probe> {
             }
         }
     };
-    let thinks: &[Option<bool>] = if scope.thinking && switch {
-        &[None, Some(true), Some(false)]
-    } else {
-        &[None]
-    };
+    let thinks: &[Option<bool>] = if scope.thinking && switch { &[None, Some(true), Some(false)] } else { &[None] };
     let counts: &[usize] = if scope.tools { &[0, 1, 2, 3] } else { &[0] };
     let with_tools: &[usize] = if scope.tools { &[0, 2] } else { &[0] };
     add(PLAIN, counts, thinks);
