@@ -124,7 +124,7 @@ struct Parser {
 }
 
 /// What ended a list of nodes.
-enum End {
+enum Stop {
     Eof,
     End,
     Else(Vec<Token>),
@@ -148,9 +148,9 @@ impl Template {
         };
         let (root, end) = parser.list()?;
         match end {
-            End::Eof => {}
-            End::End => return Err(parser.error("unexpected {{end}}")),
-            End::Else(_) => return Err(parser.error("unexpected {{else}}")),
+            Stop::Eof => {}
+            Stop::End => return Err(parser.error("unexpected {{end}}")),
+            Stop::Else(_) => return Err(parser.error("unexpected {{else}}")),
         }
         let template = Self { root, defines: parser.defines };
         for list in std::iter::once(&template.root).chain(template.defines.values()) {
@@ -213,7 +213,7 @@ impl Parser {
         GoError::Parse { line: self.line, detail: detail.into() }
     }
 
-    fn list(&mut self) -> Result<(Vec<Node>, End), GoError> {
+    fn list(&mut self) -> Result<(Vec<Node>, Stop), GoError> {
         self.depth += 1;
         if self.depth > MAX_NESTING {
             return Err(self.error("nested too deeply"));
@@ -222,7 +222,7 @@ impl Parser {
         loop {
             let Some(piece) = self.pieces.next() else {
                 self.depth -= 1;
-                return Ok((nodes, End::Eof));
+                return Ok((nodes, Stop::Eof));
             };
             let (tokens, line) = match piece {
                 Piece::Text(text) => {
@@ -245,14 +245,14 @@ impl Parser {
                 "else" => {
                     tokens.remove(0);
                     self.depth -= 1;
-                    return Ok((nodes, End::Else(trim(tokens))));
+                    return Ok((nodes, Stop::Else(trim(tokens))));
                 }
                 "end" => {
                     if tokens.len() > 1 {
                         return Err(self.error("unexpected text behind end"));
                     }
                     self.depth -= 1;
-                    return Ok((nodes, End::End));
+                    return Ok((nodes, Stop::End));
                 }
                 "break" | "continue" if tokens.len() == 1 => {
                     if self.ranges == 0 {
@@ -270,9 +270,9 @@ impl Parser {
         }
     }
 
-    fn body(&mut self) -> Result<(Vec<Node>, End), GoError> {
+    fn body(&mut self) -> Result<(Vec<Node>, Stop), GoError> {
         let (nodes, end) = self.list()?;
-        if matches!(end, End::Eof) {
+        if matches!(end, Stop::Eof) {
             return Err(self.error("unexpected end of the template: an {{end}} is missing"));
         }
         Ok((nodes, end))
@@ -289,15 +289,15 @@ impl Parser {
             self.ranges -= 1;
         }
         let otherwise = match end {
-            End::Else(rest) if rest.is_empty() => {
+            Stop::Else(rest) if rest.is_empty() => {
                 // Variables of the first body are gone; those of the pipeline stay visible.
                 let (list, end) = self.body()?;
-                if !matches!(end, End::End) {
+                if !matches!(end, Stop::End) {
                     return Err(self.error("expected end; found {{else}}"));
                 }
                 Some(list)
             }
-            End::Else(mut rest) => {
+            Stop::Else(mut rest) => {
                 let chained = matches!(rest.first(), Some(Token::Word(w)) if w == keyword && keyword != "range");
                 if !chained {
                     return Err(self.error("unexpected text behind else"));
@@ -324,7 +324,7 @@ impl Parser {
         let outer = std::mem::replace(&mut self.variables, vec!["$".into()]);
         let ranges = std::mem::take(&mut self.ranges);
         let (list, end) = self.body()?;
-        if !matches!(end, End::End) {
+        if !matches!(end, Stop::End) {
             return Err(self.error("unexpected {{else}} in define"));
         }
         self.variables = outer;
@@ -350,7 +350,7 @@ impl Parser {
             }
             let outer = std::mem::replace(&mut self.variables, vec!["$".into()]);
             let (list, end) = self.body()?;
-            if !matches!(end, End::End) {
+            if !matches!(end, Stop::End) {
                 return Err(self.error("unexpected {{else}} in block"));
             }
             self.variables = outer;

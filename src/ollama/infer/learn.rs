@@ -138,6 +138,7 @@ pub enum Tree<L> {
 
 impl<L> Tree<L> {
     /// The decision for these facts.
+    #[cfg(test)]
     pub fn decide(&self, facts: Facts) -> &L {
         match self {
             Tree::Leaf(label) => label,

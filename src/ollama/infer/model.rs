@@ -4,6 +4,9 @@ use super::learn::{Facts, Tree, learn};
 use super::observe::{Kind, Observation, Part, Trim};
 use std::collections::BTreeMap;
 
+/// Decisions that were seen, and the facts under which they were made.
+type Samples<L> = Vec<(Facts, L)>;
+
 /// A template, understood.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -22,9 +25,9 @@ impl Model {
     pub fn learn(observations: &[Observation]) -> Result<Self, String> {
         let system_trim = one_system_trim(observations)?;
         let separators = tool_separators(observations);
-        let mut gaps: BTreeMap<(Kind, Kind), Vec<(Facts, Vec<Part>)>> = BTreeMap::new();
-        let mut visible: BTreeMap<Kind, Vec<(Facts, bool)>> = BTreeMap::new();
-        let mut trims: BTreeMap<Kind, Vec<(Facts, Trim)>> = BTreeMap::new();
+        let mut gaps: BTreeMap<(Kind, Kind), Samples<Vec<Part>>> = BTreeMap::new();
+        let mut visible: BTreeMap<Kind, Samples<bool>> = BTreeMap::new();
+        let mut trims: BTreeMap<Kind, Samples<Trim>> = BTreeMap::new();
         let mut call: Option<Vec<Part>> = None;
         for observation in observations {
             for gap in &observation.gaps {
