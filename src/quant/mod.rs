@@ -17,6 +17,7 @@
 mod filetype;
 mod k_affine;
 mod k_symmetric;
+mod lane_search;
 mod lanes;
 mod legacy;
 pub mod mixture;
