@@ -190,7 +190,7 @@ fn code<const N: usize>(
             Offer::Point(n) => n,
             Offer::Near(candidates) => {
                 all_on_grid = false;
-                nearest(grid, candidates, &x[8 * k..], &weight[8 * k..], scale, values(shift, k))
+                nearest(grid, candidates.points, &x[8 * k..], &weight[8 * k..], scale, values(shift, k))
             }
         };
     }

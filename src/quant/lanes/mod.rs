@@ -75,6 +75,8 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
     fn store_i(self, v: Self::I32) -> [i32; LANES];
     /// Eight bytes from memory, each 0..=255.
     fn load_u8(self, v: &[u8; LANES]) -> Self::I32;
+    /// Eight 16-bit numbers from memory, each 0..=65535.
+    fn load_u16(self, v: &[u16; LANES]) -> Self::I32;
     /// The low byte of each lane.
     fn store_u8(self, v: Self::I32) -> [u8; LANES];
     /// The low bytes of four vectors.
@@ -149,6 +151,14 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
             Some(v) => self.load(v),
             None => panic!("a vector takes eight elements, not {}", v.len()),
         }
+    }
+
+    /// The smallest lane, in every lane; without meaning if one is a NaN.
+    #[inline(always)]
+    fn least(self, v: Self::F32) -> Self::F32 {
+        let v = self.min(v, self.lookup(v, self.load_i(&[4, 5, 6, 7, 0, 1, 2, 3])));
+        let v = self.min(v, self.lookup(v, self.load_i(&[2, 3, 0, 1, 6, 7, 4, 5])));
+        self.min(v, self.lookup(v, self.load_i(&[1, 0, 3, 2, 5, 4, 7, 6])))
     }
 
     /// Whether any lane is true.

@@ -153,6 +153,10 @@ impl Lanes for Portable {
         v.0
     }
     #[inline(always)]
+    fn load_u16(self, v: &[u16; LANES]) -> Array<i32> {
+        map(Array(*v), i32::from)
+    }
+    #[inline(always)]
     fn load_u8(self, v: &[u8; LANES]) -> Array<i32> {
         map(Array(*v), i32::from)
     }
