@@ -59,11 +59,6 @@ impl Module {
     pub(super) fn rest(&self) -> impl Iterator<Item = &Tensor> {
         self.parts.values()
     }
-
-    /// Any of its tensors, to name the module in a message.
-    pub(super) fn any(&self) -> Option<&Tensor> {
-        self.parts.values().next()
-    }
 }
 
 /// A tensor of the model itself that the adapter's file holds.
@@ -84,6 +79,8 @@ pub(super) struct Contents {
     pub(super) modules: Vec<Module>,
     /// Tensors of the model itself.
     pub(super) saved: Vec<Saved>,
+    /// Parameters that belong to no module, since all share them.
+    pub(super) shared: IndexMap<String, Tensor>,
     /// The adapters' names that the file still has.
     pub(super) names: Vec<String>,
 }
@@ -114,6 +111,7 @@ impl Contents {
         };
         let mut modules: IndexMap<(String, usize), Module> = IndexMap::new();
         let mut saved: IndexMap<(String, String), Saved> = IndexMap::new();
+        let mut copies = Vec::new();
         for (key, tensor) in keys {
             if key.adapter.is_some() && key.adapter != wanted {
                 continue;
@@ -125,6 +123,7 @@ impl Contents {
             };
             match key.part {
                 Part::Original(_) => {}
+                Part::Copy(leaf) => copies.push(Saved { module: key.module, leaf, tensor }),
                 Part::Parameter(part) => {
                     let module = modules.entry((key.module.clone(), key.depth)).or_insert_with(|| Module {
                         name: key.module,
@@ -145,6 +144,11 @@ impl Contents {
                 }
             }
         }
-        Ok(Contents { modules: modules.into_values().collect(), saved: saved.into_values().collect(), names })
+        for copy in copies {
+            saved.entry((copy.module.clone(), copy.leaf.clone())).or_insert(copy);
+        }
+        let shared = modules.shift_remove(&(String::new(), 0)).map(|m| m.parts).unwrap_or_default();
+        let (modules, saved) = (modules.into_values().collect(), saved.into_values().collect());
+        Ok(Contents { modules, saved, shared, names })
     }
 }

@@ -1,5 +1,6 @@
 //! The changes that adapters make, collected by tensor before any recipe is touched.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -7,6 +8,7 @@ use indexmap::IndexMap;
 use super::change::{Change, Effect, MergeDtype, Meter, Rounding};
 use super::config::AdapterConfig;
 use super::contents::{Module, Tensor};
+use super::error::Mismatch;
 use super::names::{self, Found, Names};
 use super::{AdapterError, BaseInfo, TensorChange};
 use crate::recipe::{Delta, Recipe};
@@ -74,6 +76,20 @@ struct Placed {
 pub(super) struct Draft {
     edits: IndexMap<String, Vec<Placed>>,
     resized: IndexMap<String, Recipe>,
+    /// Names of shared parameters that some module made use of.
+    pub(super) shared_used: HashSet<String>,
+}
+
+/// The weight of a module, and which of its dimensions are the layer's inputs and outputs.
+pub(super) struct Weight {
+    /// The tensor.
+    pub(super) target: Target,
+    /// Outputs of the layer.
+    pub(super) outputs: u64,
+    /// Inputs of the layer, times the kernel's size for a convolution.
+    pub(super) inputs: u64,
+    /// Whether it is stored `[inputs, outputs]`.
+    pub(super) transposed: bool,
 }
 
 /// What planning one adapter's changes needs to know.
@@ -90,6 +106,8 @@ pub(super) struct Context<'a> {
     pub(super) tensors: &'a TensorSet,
     /// Their names.
     pub(super) names: &'a Names,
+    /// Parameters that belong to no module.
+    pub(super) shared: &'a IndexMap<String, Tensor>,
     /// The changes so far.
     pub(super) draft: &'a mut Draft,
 }
@@ -124,6 +142,36 @@ impl Context<'_> {
         Ok(recipe.map(|recipe| Target { name, recipe }))
     }
 
+    /// The weight of `module`, for a kind of adapter that acts on layers; `tensor` is one of the adapter's.
+    pub(super) fn weight(&self, module: &str, tensor: &Tensor) -> Result<Weight, AdapterError> {
+        let target = self.target(module, "weight", &tensor.name)?;
+        if target.shape().ndim() < 2 {
+            return Err(self.mismatch(tensor, &target, "the weight of a layer"));
+        }
+        let transposed = self.stored_transposed(module)?;
+        let (rows, cols) = target.matrix();
+        let (outputs, inputs) = if transposed { (cols, rows) } else { (rows, cols) };
+        Ok(Weight { target, outputs, inputs, transposed })
+    }
+
+    /// Checks a parameter's shape.
+    pub(super) fn expect(&self, tensor: &Tensor, target: &Target, dims: &[u64]) -> Result<(), AdapterError> {
+        if tensor.dims() == dims {
+            return Ok(());
+        }
+        Err(self.mismatch(tensor, target, format!("{dims:?}")))
+    }
+
+    /// Takes the parameter `part` that all modules share from the file, or the module's own copy of it.
+    pub(super) fn shared(&mut self, part: &str, module: &mut Module) -> Option<Tensor> {
+        let own = module.take(part);
+        let shared = self.shared.get(part);
+        if let Some(tensor) = shared {
+            self.draft.shared_used.insert(tensor.name.clone());
+        }
+        own.or_else(|| shared.cloned())
+    }
+
     /// The name that the head of a tied model gets, and its values: the embedding's.
     pub(super) fn tied_head(&self) -> Option<(String, Recipe)> {
         let embedding = self.names.embedding()?;
@@ -148,14 +196,13 @@ impl Context<'_> {
             adapter: self.label.to_string(),
             tensor: tensor.to_string(),
             module: if leaf == "weight" { module.to_string() } else { format!("{module}.{leaf}") },
-            hint,
-            remedy,
+            advice: format!("{hint}; {remedy}"),
         }
     }
 
     /// The error for a tensor of the wrong shape.
     pub(super) fn mismatch(&self, tensor: &Tensor, target: &Target, needs: impl Into<String>) -> AdapterError {
-        AdapterError::Mismatch {
+        AdapterError::Mismatch(Box::new(Mismatch {
             adapter: self.label.to_string(),
             tensor: tensor.name.clone(),
             shape: tensor.recipe.shape().clone(),
@@ -163,7 +210,7 @@ impl Context<'_> {
             target_shape: target.shape().clone(),
             needs: needs.into(),
             base: self.config.base_model().map(|b| format!(" ({b})")).unwrap_or_default(),
-        }
+        }))
     }
 
     /// The error for a form without a merged one.
@@ -241,11 +288,10 @@ impl Draft {
         self.resized.get(name)
     }
 
-    /// The tensors that replace a tensor whole: `None` where anything else changes it.
-    pub(super) fn replacements(&self, name: &str) -> Option<Vec<&Tensor>> {
-        let placed = self.edits.get(name)?;
-        let all = placed.iter().all(|p| p.edit.kind == REPLACED);
-        all.then(|| placed.iter().flat_map(|p| &p.edit.parts).collect())
+    /// The changes of a tensor: each one's kind, and the adapter's tensors that it is made of.
+    pub(super) fn parts(&self, name: &str) -> Vec<(&'static str, Vec<&Recipe>)> {
+        let placed = self.edits.get(name).map(Vec::as_slice).unwrap_or_default();
+        placed.iter().map(|p| (p.edit.kind, p.edit.parts.iter().map(|t| &t.recipe).collect())).collect()
     }
 
     /// The kinds of a tensor's changes; `None` where there are none.

@@ -7,6 +7,7 @@
 //! Names are taken apart in `keys` and found in the model by `names`; `draft` collects the changes by tensor; one
 //! file per family of forms says what its parameters do; `change` weighs, rounds, measures and checks.
 
+mod blocks;
 mod change;
 mod check;
 mod config;
@@ -14,13 +15,18 @@ mod contents;
 mod dora;
 mod draft;
 mod error;
+mod experts;
 mod keys;
 mod lazy;
 mod lora;
 mod lowrank;
 mod names;
 mod plan;
+mod products;
+mod rotations;
 mod saved;
+mod scaled;
+mod sparse;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +36,7 @@ use serde_json::Value;
 pub use change::{MergeDtype, Meter};
 pub use check::{NotFinite, all_finite, check_rows};
 pub use config::AdapterConfig;
-pub use error::AdapterError;
+pub use error::{AdapterError, Mismatch};
 pub use plan::apply;
 
 use contents::Contents;
