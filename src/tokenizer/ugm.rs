@@ -85,6 +85,26 @@ pub(super) fn from_model(
     Ok(vocabulary)
 }
 
+/// XLM-RoBERTa's sentencepiece.bpe.model in the order that transformers gives it: four special tokens, then the
+/// pieces from the third on, one place later. `rows`: the embedding's, whose last is the mask.
+pub(super) fn realigned(proto: &ModelProto, rows: u64) -> Vocabulary {
+    let mut vocabulary = Vocabulary::default();
+    for (id, text) in ["<s>", "<pad>", "</s>", "<unk>"].into_iter().enumerate() {
+        let kind = if text == "<unk>" { TokenType::Unknown } else { TokenType::Control };
+        vocabulary.set(id as u32, Token::new(text, 0.0, kind));
+    }
+    let pieces = spm::pieces(proto);
+    for (id, token) in pieces.iter().filter(|(id, _)| *id >= 3) {
+        vocabulary.set(id + 1, token.clone());
+    }
+    // The converter names the gaps before it moves the pieces.
+    let rows = u32::try_from(rows).unwrap_or(u32::MAX).min(super::json::ID_LIMIT);
+    for id in vocabulary.len() as u32..rows {
+        vocabulary.set(id, Token::new(format!("[PAD{}]", id - 1), -10000.0, TokenType::Unused));
+    }
+    vocabulary
+}
+
 /// The vocabulary of a tokenizer.json with a Unigram model: special tokens are control tokens, other added ones
 /// user-defined.
 pub(super) fn from_json(json: &TokenizerJson) -> Result<Vocabulary> {
@@ -118,4 +138,29 @@ pub(super) fn from_json(json: &TokenizerJson) -> Result<Vocabulary> {
         }
     }
     Ok(vocabulary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::Piece;
+    use super::*;
+
+    #[test]
+    fn realigned_pieces_follow_four_special_tokens() {
+        let piece = |text: &str| Piece { text: text.into(), score: -1.0, kind: None };
+        let pieces = ["<unk>", "<s>", "</s>", "▁a", "b"].map(piece).to_vec();
+        let proto = ModelProto { pieces, trainer_spec: None, normalizer_spec: None };
+        let vocabulary = realigned(&proto, 8);
+        let texts: Vec<String> = vocabulary.iter().map(|(_, t)| t.text.to_string()).collect();
+        assert_eq!(texts, ["<s>", "<pad>", "</s>", "<unk>", "▁a", "b", "[PAD5]", "[PAD6]"]);
+    }
+
+    #[test]
+    fn a_damaged_character_map_is_named() {
+        let json = r#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"},
+            "model": {"type": "Unigram", "vocab": [["a", 0.0]]}}"#;
+        let json = TokenizerJson::from_slice("tokenizer.json".as_ref(), json.as_bytes()).unwrap();
+        let message = Normalizer::of_json(&json).unwrap_err().to_string();
+        assert!(message.contains("precompiled_charsmap") && message.contains("base64"), "{message}");
+    }
 }
