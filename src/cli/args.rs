@@ -30,6 +30,10 @@ pub(super) enum Command {
     Inspect(super::inspect::InspectArgs),
     /// Compare two GGUF files: keys, order, types, bytes, values; exit status 1 where they differ
     Diff(super::diff::DiffArgs),
+    /// Translate a model's chat template for Ollama, and prove the translation
+    Template(super::template::TemplateArgs),
+    /// Check what Ollama gets, or put it there
+    Ollama(super::ollama::OllamaArgs),
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -58,6 +62,27 @@ pub(super) struct ConvertArgs {
     /// A .gguf file, or a folder for the files [default: ./NAME-gguf]
     #[arg(short, long = "output", value_name = "OUT")]
     pub output: Option<PathBuf>,
+
+    /// Put the model into Ollama's own store as NAME[:TAG], so that `ollama run` finds it
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["no_modelfile", "dry_run"])]
+    pub ollama: Option<String>,
+
+    /// Hand the model to a running Ollama server as NAME[:TAG]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["no_modelfile", "dry_run", "ollama"])]
+    pub ollama_create: Option<String>,
+
+    /// Split each GGUF into parts of at most so many bytes of tensors
+    #[arg(long, value_name = "SIZE", conflicts_with = "split_max_tensors")]
+    pub split_max_size: Option<ByteSize>,
+
+    /// Split each GGUF into parts of at most so many tensors
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub split_max_tensors: Option<u64>,
+
+    /// The type that merged sums are rounded to: f32 keeps all of the training, bf16 and f16 give the bytes that
+    /// merging into a 16-bit model gives
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub merge_dtype: MergeType,
 
     /// How to save the result
     #[arg(long, value_name = "METHOD", default_value = "gguf")]
@@ -171,6 +196,17 @@ pub(super) enum SaveMethod {
     Merged4bit,
     /// The adapter only
     Lora,
+}
+
+/// The type that merged sums are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum MergeType {
+    /// No rounding
+    F32,
+    /// Nearest-even to bf16
+    Bf16,
+    /// Nearest-even to f16
+    F16,
 }
 
 /// `ADAPTER` or `ADAPTER=WEIGHT`.

@@ -4,11 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::args::{ConvertArgs, DeviceArg, SaveMethod};
+use super::args::{ConvertArgs, DeviceArg, MergeType, SaveMethod};
+use super::ollama::{self, Way};
 use super::progress::Display;
 use super::{Interrupted, Usage, print};
 use crate::convert::{AdapterRequest, Conversion, ConvertError, Request};
+use crate::adapter::MergeDtype;
 use crate::device::Cpu;
+use crate::gguf::SplitLimit;
 use crate::plan::PlanOptions;
 use crate::quant::{ImatrixFilter, KvOverride, QuantName, QuantOptions, TensorTypeRule, weight_type};
 use crate::stream::{Settings, StreamError};
@@ -41,8 +44,14 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
             other => other.into(),
         })?
     };
-    if args.no_modelfile {
-        report.next.retain(|c| !c.starts_with("ollama"));
+    for (name, way) in [(&args.ollama, Way::Store), (&args.ollama_create, Way::Server)] {
+        if let Some(name) = name {
+            let Some(modelfile) = report.files.iter().find(|f| f.ends_with("Modelfile")) else {
+                return Err(Usage("--ollama: needs a Modelfile; give a folder to -o, not a file".to_owned()).into());
+            };
+            let told = ollama::add(modelfile, name, way, args.force)?;
+            report.next = vec![told];
+        }
     }
     if !args.run.json {
         report.warnings.iter().for_each(|w| eprintln!("warning: {}", super::one_line(w)));
@@ -86,7 +95,18 @@ fn request(args: &ConvertArgs) -> Result<Request, Usage> {
         base: args.base.as_ref().map(|p| p.to_string_lossy().into_owned()),
         quants,
         output: args.output.clone(),
-        plan: PlanOptions { quant: quantizer(args)?, split: None },
+        plan: PlanOptions {
+            quant: quantizer(args)?,
+            split: match (args.split_max_size, args.split_max_tensors) {
+                (Some(size), _) => Some(SplitLimit::Bytes(size.0)),
+                (None, tensors) => tensors.map(SplitLimit::Tensors),
+            },
+        },
+        merge_dtype: match args.merge_dtype {
+            MergeType::F32 => MergeDtype::F32,
+            MergeType::Bf16 => MergeDtype::Bf16,
+            MergeType::F16 => MergeDtype::F16,
+        },
         imatrix: args.quantizer.imatrix.clone(),
         imatrix_filter: match (&args.quantizer.include_weights, &args.quantizer.exclude_weights) {
             (include, _) if !include.is_empty() => ImatrixFilter::Include(include.clone()),

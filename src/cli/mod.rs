@@ -4,9 +4,10 @@ mod args;
 mod convert;
 mod diff;
 mod inspect;
-
+mod ollama;
 mod print;
 mod progress;
+mod template;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
+        Some(Command::Template(args)) => template::run(&args),
+        Some(Command::Ollama(args)) => ollama::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "to-gguf", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

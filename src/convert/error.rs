@@ -44,10 +44,10 @@ pub enum ConvertError {
     /// The output files.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// A GGUF was named as the model.
-    #[error("{path}: a GGUF as the model cannot be read yet; give the folder of the model it was made from")]
-    GgufInput {
-        /// The file.
+    /// An adapter over a GGUF.
+    #[error("--lora: {path} is a GGUF, and adapters are merged into model folders only; give the folder it was made from")]
+    AdapterOnGguf {
+        /// The GGUF.
         path: PathBuf,
     },
     /// One output file for several types.

@@ -7,9 +7,9 @@ use crate::adapter::{self, Adapter, BaseInfo, MergeOptions, MergeSummary};
 use crate::arch::{self, ArchInput, Vocab};
 use crate::gguf::{Metadata, Value};
 use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
-use crate::plan::{Model, Tensors};
+use crate::plan::{Model, StoredTensor, Tensors};
 use crate::report::Dropped;
-use crate::source::{self, ModelFolder, Places, resolve_model, tokenizer_files};
+use crate::source::{self, GgufModel, ModelFolder, Places, resolve_model, tokenizer_files};
 use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabFit, VocabKind};
 
 /// A model that is ready to be planned.
@@ -52,7 +52,7 @@ pub(super) fn open(request: &Request) -> Result<Opened, ConvertError> {
     match resolve_model(&request.model, request.base.as_deref(), &places)? {
         source::Model::Folder(folder) => open_folder(request, &folder, None),
         source::Model::Adapter { adapter, base } => open_folder(request, &base, Some(&adapter)),
-        source::Model::Gguf(path) => Err(ConvertError::GgufInput { path }),
+        source::Model::Gguf(path) => open_gguf(request, &path),
     }
 }
 
@@ -72,7 +72,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
     let mut adapter_reports = Vec::new();
     if !adapters.is_empty() {
         let info = BaseInfo::new(base.name(), base.config());
-        let summary = adapter::apply(&adapters, &mut tensors, &info, &MergeOptions::default())?;
+        let summary = adapter::apply(&adapters, &mut tensors, &info, &MergeOptions { dtype: request.merge_dtype })?;
         warnings.extend(summary.warnings.iter().cloned());
         adapter_reports = adapters.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, &summary)).collect();
     }
@@ -130,6 +130,57 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         report,
         adapters: adapter_reports,
         warnings,
+    })
+}
+
+/// Opens a GGUF, split or not, as a model to quantize again.
+fn open_gguf(request: &Request, path: &Path) -> Result<Opened, ConvertError> {
+    if !request.adapters.is_empty() {
+        return Err(ConvertError::AdapterOnGguf { path: path.to_owned() });
+    }
+    let gguf = GgufModel::open(path)?;
+    let kinds: Vec<_> = gguf.source_tensors().iter().map(|t| (t.kind, t.part)).collect();
+    let tensors: Vec<StoredTensor> = gguf
+        .tensors()
+        .iter()
+        .zip(kinds)
+        .map(|((name, recipe), (kind, part))| StoredTensor {
+            name: name.to_owned(),
+            recipe: recipe.clone(),
+            kind,
+            part,
+        })
+        .collect();
+    let metadata = gguf.metadata().clone();
+    let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+    let context_length = metadata.get(&format!("{architecture}.context_length")).and_then(Value::as_u64);
+    let input = ModelfileInput {
+        from: Vec::new(),
+        adapter: None,
+        chat: ChatInput::of_gguf(gguf.file()),
+        generation_config: None,
+        context_length,
+        architecture: Some(architecture.clone()),
+        licenses: Vec::new(),
+        system: None,
+        messages: Vec::new(),
+    };
+    let stem = path.file_stem().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
+    Ok(Opened {
+        name: stem,
+        report: ModelReport {
+            path: path.to_owned(),
+            architecture,
+            tensors: tensors.len(),
+            parameters: 0,
+            bytes: gguf.file().parts().iter().map(|p| p.size).sum(),
+            dropped: Vec::new(),
+        },
+        model: Model { metadata, tensors: Tensors::Stored(tensors) },
+        tokenizer_files: Vec::new(),
+        chat: Chat { input },
+        adapters: Vec::new(),
+        warnings: Vec::new(),
     })
 }
 

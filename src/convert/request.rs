@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::ConvertError;
+use crate::adapter::MergeDtype;
 use crate::plan::PlanOptions;
 use crate::quant::{Imatrix, ImatrixFilter, QuantName};
 
@@ -21,6 +22,8 @@ pub struct Request {
     pub output: Option<PathBuf>,
     /// The quantizer's and the splitter's options.
     pub plan: PlanOptions,
+    /// The type that merged sums are rounded to.
+    pub merge_dtype: MergeDtype,
     /// File of importance weights.
     pub imatrix: Option<PathBuf>,
     /// Which of its weights to use.
