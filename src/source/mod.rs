@@ -7,10 +7,12 @@ mod element;
 mod error;
 mod file;
 mod folder;
+mod packed;
 mod resolve;
 mod safetensors;
 mod stored;
 mod tensors;
+mod torch;
 
 pub use error::SourceError;
 pub use file::WeightFile;
