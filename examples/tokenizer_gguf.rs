@@ -4,7 +4,7 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use to_gguf::gguf::{Layout, Metadata};
+use to_gguf::gguf::{Layout, Metadata, Value};
 use to_gguf::tokenizer::{Tokenizer, TokenizerFiles, TokenizerOptions, VocabKind};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -15,12 +15,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folders: Vec<PathBuf> = model.split(':').map(PathBuf::from).collect();
     let base = folders.last().ok_or("no MODEL")?;
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(base.join("config.json"))?)?;
-    let options = TokenizerOptions { pre_tokenizer: rest.first().cloned(), kind };
+    let options = TokenizerOptions { pre_tokenizer: rest.first().cloned(), kind, ..Default::default() };
     let start = std::time::Instant::now();
     let tokenizer = Tokenizer::load(&TokenizerFiles::new(folders.iter()), &config, &options)?;
     let rows = config["vocab_size"].as_u64().unwrap_or(tokenizer.vocabulary().len() as u64);
     let mut metadata = Metadata::new();
-    metadata.set("general.architecture", to_gguf::gguf::Value::string("llama"));
+    metadata.set("general.architecture", Value::string("llama"));
+    // What a runtime wants to see before it looks at a vocabulary.
+    for (key, value) in [
+        ("context_length", 512),
+        ("embedding_length", 256),
+        ("block_count", 1),
+        ("feed_forward_length", 256),
+        ("attention.head_count", 4),
+    ] {
+        metadata.set(format!("llama.{key}"), Value::U32(value));
+    }
+    metadata.set("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-6));
     metadata.extend(tokenizer.metadata(rows));
     let layout = Layout::new(&metadata, &[])?;
     std::fs::write(out, layout.header())?;

@@ -8,9 +8,10 @@ use super::error::{Result, TokenizerError};
 use super::files::{self, TokenizerFiles};
 use super::json::{AddedToken, ID_LIMIT, TokenizerJson};
 use super::special::content;
-use super::vocabulary::{Token, TokenType, Vocabulary, added};
-use serde_json::Value;
+use super::vocabulary::{Token, TokenType, Vocabulary, added, looks_special};
+use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use tokenizers::{Decoder, DecoderWrapper};
 
 /// The vocabulary of a tokenizer.json whose pieces are stored as they are (BPE, WordPiece).
@@ -44,11 +45,9 @@ pub(super) fn added_tokens(json: &TokenizerJson, config: &Value, vocab_size: Opt
     let mut all: Vec<AddedToken> = Vec::with_capacity(json.added_tokens.len());
     for token in &json.added_tokens {
         let id = ids.get(token.content.as_str()).copied().unwrap_or(token.id);
-        if let Some(first) = by_id.insert(id, token.content.clone()) {
-            if first != token.content {
-                let (path, second) = (json.path.clone(), token.content.clone());
-                return Err(TokenizerError::DuplicateId { path, id, first, second });
-            }
+        if let Some(first) = by_id.insert(id, token.content.clone()).filter(|first| *first != token.content) {
+            let (path, second) = (json.path.clone(), token.content.clone());
+            return Err(TokenizerError::DuplicateId { path, id, first, second });
         }
         if texts.insert(token.content.clone()) {
             all.push(AddedToken { id, ..token.clone() });
@@ -63,7 +62,11 @@ pub(super) fn added_tokens(json: &TokenizerJson, config: &Value, vocab_size: Opt
         .collect();
     claims.sort_by_key(|c| c.0);
     let more = ["extra_special_tokens", "additional_special_tokens"].map(|n| &config[n]);
-    let more = more.iter().flat_map(|v| v.as_array().into_iter().flatten());
+    let more = more.iter().flat_map(|v| match v {
+        Value::Array(list) => list.iter().collect(),
+        Value::Object(map) => map.values().collect(),
+        _ => Vec::new(),
+    });
     let special = named.into_iter().chain(more).filter_map(|v| Some((None, content(v)?.to_owned(), true, false)));
     claims.extend(special);
     for (wish, text, special, normalized) in claims {
@@ -118,6 +121,52 @@ pub(super) fn merges(json: &TokenizerJson, files: &TokenizerFiles) -> Result<Vec
         lines.push(format!("{} {}", a.replace(' ', "\u{120}"), b.replace(' ', "\u{120}")));
     }
     Ok(lines)
+}
+
+/// A tokenizer.json for a folder that has vocab.json and merges.txt alone, and the name of its class's
+/// pre-tokenizer, which no file but the class's own source holds.
+///
+/// # Errors
+/// A class whose pre-tokenizer is not known here; `named` says that the user gave one.
+pub(super) fn from_vocab_json(
+    path: &Path,
+    files: &TokenizerFiles,
+    config: &Value,
+    named: bool,
+) -> Result<(TokenizerJson, &'static str)> {
+    let class = config["tokenizer_class"].as_str().unwrap_or("GPT2Tokenizer");
+    let (pre, post_processor) = match class.trim_end_matches("Fast") {
+        "GPT2Tokenizer" | "CodeGenTokenizer" => ("gpt-2", Value::Null),
+        "Qwen2Tokenizer" => ("qwen2", Value::Null),
+        "RobertaTokenizer" => ("roberta-bpe", json!({"type": "RobertaProcessing", "cls": ["<s>"], "sep": ["</s>"]})),
+        _ if named => ("default", Value::Null),
+        _ => {
+            let (path, key) = (path.to_owned(), format!("tokenizer_class {class}"));
+            return Err(TokenizerError::UnknownPreTokenizer { path, key, regexes: Vec::new() });
+        }
+    };
+    let vocab = files::read_object(path)?;
+    let merges = files.own("merges.txt").map(|p| files::read_text(&p)).transpose()?.unwrap_or_default();
+    let merges: Vec<[String; 2]> = parse_merges(&merges).into_iter().map(|(a, b)| [a, b]).collect();
+    let mut added: Vec<Value> = super::spm::added_tokens_json(files)?
+        .into_iter()
+        .filter(|(text, _)| vocab.get(text).is_none())
+        .map(|(text, id)| json!({"id": id, "content": text, "special": looks_special(&text)}))
+        .collect();
+    // The named special tokens are added tokens wherever their ids come from.
+    for name in ["bos", "eos", "unk", "sep", "pad", "cls", "mask"] {
+        let text = content(&config[format!("{name}_token")]);
+        if let Some((text, id)) = text.and_then(|t| Some((t, vocab.get(t)?))) {
+            added.push(json!({"id": id, "content": text, "special": true}));
+        }
+    }
+    let value = json!({
+        "added_tokens": added,
+        "post_processor": post_processor,
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    });
+    Ok((TokenizerJson::from_slice(path, value.to_string().as_bytes())?, pre))
 }
 
 /// merges.txt: a comment line, then a pair a line.

@@ -1,8 +1,8 @@
 //! Where a tokenizer's files are: several folders, the first that holds a vocabulary wins.
 //!
 //! A fine-tune's own tokenizer beats its base's: `TokenizerFiles` takes the folders in order of priority,
-//! the adapter's first. The vocabulary comes from one folder, so that its parts belong together; what that
-//! folder lacks besides (configuration, chat template) is taken from the next.
+//! the adapter's first. The vocabulary comes from one folder, so that its parts belong together; what goes with
+//! any vocabulary (configuration, chat template) comes from the first folder that has it.
 
 use super::error::{Result, TokenizerError};
 use serde_json::Value;
@@ -48,10 +48,9 @@ impl TokenizerFiles {
         self.home().map(|d| d.join(name)).filter(|p| p.is_file())
     }
 
-    /// A file from the tokenizer's folder or, where it lacks there, from a folder of lower priority.
+    /// A file that goes with any vocabulary: from the first folder that has it.
     pub(super) fn any(&self, name: &str) -> Option<PathBuf> {
-        let from = self.home.unwrap_or(0);
-        self.folders[from..].iter().map(|d| d.join(name)).find(|p| p.is_file())
+        self.folders.iter().map(|d| d.join(name)).find(|p| p.is_file())
     }
 
     /// The same file in the folders of lower priority than the tokenizer's own.
@@ -60,9 +59,16 @@ impl TokenizerFiles {
         self.folders[from..].iter().map(|d| d.join(name)).find(|p| p.is_file())
     }
 
-    /// Every folder from the tokenizer's own on.
+    /// Every folder, in order of priority.
     pub(super) fn folders(&self) -> &[PathBuf] {
-        &self.folders[self.home.unwrap_or(0)..]
+        &self.folders
+    }
+
+    /// The files that make up the tokenizer, to be copied beside a converted model: each name once.
+    pub fn to_copy(&self) -> Vec<PathBuf> {
+        let beside = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"];
+        let vocabulary = VOCABULARY_FILES.into_iter().chain(["merges.txt", "added_tokens.json"]);
+        vocabulary.filter_map(|n| self.own(n)).chain(beside.into_iter().filter_map(|n| self.any(n))).collect()
     }
 
     /// The error for folders without a vocabulary.

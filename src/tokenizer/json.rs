@@ -143,15 +143,13 @@ impl TokenizerJson {
         let mut ids = HashMap::with_capacity(self.model.vocab.pieces.len());
         let mut taken: HashMap<u32, &str> = HashMap::with_capacity(self.model.vocab.pieces.len());
         for (piece, id) in &self.model.vocab.pieces {
-            if let Some(first) = taken.insert(*id, piece) {
-                if first != piece {
-                    return Err(TokenizerError::DuplicateId {
-                        path: self.path.clone(),
-                        id: *id,
-                        first: first.into(),
-                        second: piece.clone(),
-                    });
-                }
+            if let Some(first) = taken.insert(*id, piece).filter(|first| first != piece) {
+                return Err(TokenizerError::DuplicateId {
+                    path: self.path.clone(),
+                    id: *id,
+                    first: first.into(),
+                    second: piece.clone(),
+                });
             }
             ids.insert(piece.as_str(), *id);
         }

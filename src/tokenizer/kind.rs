@@ -6,8 +6,9 @@ use super::json::{ModelType, TokenizerJson};
 use super::proto::ModelProto;
 use super::special::{Sources, Special, Specials, USUAL};
 use super::spm::AddedRule;
+use super::tekken::Tekken;
 use super::template::ChatTemplates;
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{TokenType, Vocabulary};
 use super::{Form, Tokenizer, TokenizerOptions, bpe, pre, spm, ugm, wordpiece};
 use crate::gguf::{Metadata, Value as GgufValue};
 use serde_json::Value;
@@ -40,11 +41,28 @@ pub enum VocabKind {
     EuroBert,
     /// Unigram, or SentencePiece BPE (T5).
     T5,
+    /// SentencePiece with the configuration's add_prefix_space (Ernie, Pangu).
+    PrefixedSpm,
+    /// SentencePiece's merges with BPE's algorithm (Gemma 4).
+    Gemma4,
+}
+
+/// What a family adds to its kind of vocabulary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VocabExtras {
+    /// Roles by the text of an added token, for those that the files leave open.
+    pub roles: &'static [(Special, &'static str)],
+    /// Added tokens that are control tokens, whatever their file says.
+    pub control: &'static [&'static str],
+    /// `tokenizer.ggml.add_bos_token`, whatever the files say.
+    pub add_bos: Option<bool>,
+    /// `tokenizer.ggml.add_space_prefix`, whatever the files say.
+    pub add_space_prefix: Option<bool>,
 }
 
 impl VocabKind {
     /// Every rule.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::SpmOrBpe,
         Self::Bpe,
         Self::Llama,
@@ -57,6 +75,8 @@ impl VocabKind {
         Self::ModernBert,
         Self::EuroBert,
         Self::T5,
+        Self::PrefixedSpm,
+        Self::Gemma4,
     ];
 }
 
@@ -78,6 +98,7 @@ pub(super) fn load(files: &TokenizerFiles, config: &Value, options: &TokenizerOp
     let build = Build { files, config, kind: options.kind, beside, override_name };
     let mut tokenizer = build.vocabulary()?;
     build.family(&mut tokenizer);
+    build.extras(&mut tokenizer, &options.extras);
     Ok(tokenizer)
 }
 
@@ -103,24 +124,22 @@ impl Build<'_> {
         });
         let json = json.transpose()?;
         if let Some(proto) = self.sentencepiece(json.as_ref())? {
-            return self.from_model(&proto, json.as_ref().map(|j| &j.json));
+            return self.spm_of_model(&proto, json.as_ref().map(|j| &j.json));
         }
-        let file = match (json, self.files.own("vocab.txt")) {
-            (Some(file), _) => file,
-            (None, Some(path)) => {
-                let json = wordpiece::from_vocab_txt(&path, &self.beside.tokenizer_config)?;
-                JsonFile { json, bytes: Vec::new() }
-            }
-            (None, None) => return Err(self.files.not_found(&files::VOCABULARY_FILES)),
-        };
+        let Some(file) = json else { return self.without_json() };
         match file.json.model_type()? {
-            ModelType::Bpe if file.json.is_sentencepiece_bpe()? && self.override_name.is_none() => {
-                self.from_sentencepiece_json(&file.json)
+            ModelType::Bpe if self.kind == VocabKind::Gemma4 => self.gemma4(&file.json),
+            ModelType::Bpe if self.reads_as_spm(&file.json)? => self.spm_of_json(&file.json),
+            ModelType::Bpe => {
+                let pre = self.pre_tokenizer(&file)?;
+                self.bpe(&file.json, pre)
             }
-            ModelType::Bpe => self.from_bpe(&file),
-            ModelType::WordPiece => self.from_wordpiece(&file),
+            ModelType::WordPiece => self.wordpiece(&file),
             ModelType::Unigram => {
-                let normalizer = ugm::Normalizer::of_json(&file.json)?;
+                let mut normalizer = ugm::Normalizer::of_json(&file.json)?;
+                if let (VocabKind::XlmRoberta, Some(flag)) = (self.kind, self.cleans_up()) {
+                    normalizer.remove_extra_whitespaces = flag;
+                }
                 self.unigram(ugm::from_json(&file.json)?, normalizer, Some(&file.json))
             }
             other => Err(TokenizerError::Unsupported {
@@ -131,6 +150,78 @@ impl Build<'_> {
         }
     }
 
+    /// Whether tokenizer.json's BPE is SentencePiece's; ModernBERT takes the same file for BPE with its own splitting.
+    fn reads_as_spm(&self, json: &TokenizerJson) -> Result<bool> {
+        Ok(self.override_name.is_none() && self.kind != VocabKind::ModernBert && json.is_sentencepiece_bpe()?)
+    }
+
+    /// Folders of old: no tokenizer.json, but what it is made of.
+    fn without_json(&self) -> Result<Tokenizer> {
+        let config = &self.beside.tokenizer_config;
+        if let Some(path) = self.files.own("tekken.json") {
+            return self.tekken(&Tekken::read(&path)?);
+        }
+        if let Some(path) = self.files.own("sentencepiece.bpe.model") {
+            let proto = ModelProto::read(&path)?;
+            let rows = self.config["vocab_size"].as_u64().unwrap_or(0);
+            return self.unigram(ugm::realigned(&proto, rows), ugm::Normalizer::of_model(&proto), None);
+        }
+        if let Some(path) = self.files.own("vocab.json") {
+            let named = self.override_name.is_some();
+            let (json, pre) = bpe::from_vocab_json(&path, self.files, config, named)?;
+            return self.bpe(&json, self.override_name.clone().unwrap_or_else(|| pre.to_owned()));
+        }
+        if let Some(path) = self.files.own("vocab.txt") {
+            let json = wordpiece::from_vocab_txt(&path, config)?;
+            return self.wordpiece(&JsonFile { json, bytes: Vec::new() });
+        }
+        Err(match self.files.own("tiktoken.model") {
+            Some(path) => TokenizerError::Unsupported {
+                path,
+                what: "a vocabulary whose special tokens are in the model's source code".into(),
+                remedy: "save it with transformers as tokenizer.json first",
+            },
+            None => self.files.not_found(&files::VOCABULARY_FILES),
+        })
+    }
+
+    /// Mistral's own format; it says nothing of what encoding adds, so that bos is added as its library does.
+    fn tekken(&self, tekken: &Tekken) -> Result<Tokenizer> {
+        let form = Form { scores: true, checked_ids: false, marked_gaps: false };
+        let mut tokenizer = self.tokenizer("gpt2", Some("tekken".into()), tekken.vocabulary()?, None, form)?;
+        tokenizer.merges = tekken.merges()?;
+        for (role, id) in tekken.roles() {
+            tokenizer.specials.claim(role, id);
+        }
+        tokenizer.trailing.set("tokenizer.ggml.add_bos_token", GgufValue::Bool(true));
+        tokenizer.trailing.set("tokenizer.ggml.add_eos_token", GgufValue::Bool(false));
+        Ok(tokenizer)
+    }
+
+    /// Gemma 4: every score is the same, since the merges decide; some control tokens are shown to chat parsers.
+    fn gemma4(&self, json: &TokenizerJson) -> Result<Tokenizer> {
+        const VISIBLE: [&str; 7] = [
+            "<|channel>",
+            "<channel|>",
+            "<|tool_call>",
+            "<tool_call|>",
+            "<|tool_response>",
+            "<tool_response|>",
+            "<|\"|>",
+        ];
+        let mut vocabulary = spm::from_json(json, AddedRule::Verbatim)?;
+        for token in vocabulary.iter_mut() {
+            token.score = -1000.0;
+            if VISIBLE.iter().any(|t| token.text == t.as_bytes()) {
+                token.kind = TokenType::UserDefined;
+            }
+        }
+        let form = Form { scores: true, checked_ids: false, marked_gaps: false };
+        let mut tokenizer = self.tokenizer("gemma4", None, vocabulary, Some(json), form)?;
+        tokenizer.merges = bpe::merges(json, self.files)?;
+        Ok(tokenizer)
+    }
+
     /// The tokenizer.model that this family reads, if it is there.
     fn sentencepiece(&self, json: Option<&JsonFile>) -> Result<Option<ModelProto>> {
         let prefers_json = match self.kind {
@@ -138,7 +229,8 @@ impl Build<'_> {
             | VocabKind::WordPiece
             | VocabKind::Roberta
             | VocabKind::ModernBert
-            | VocabKind::EuroBert => true,
+            | VocabKind::EuroBert
+            | VocabKind::Gemma4 => true,
             VocabKind::Phi3 => self.beside.tokenizer_config["tokenizer_class"] == "GPT2Tokenizer",
             _ => false,
         };
@@ -158,7 +250,7 @@ impl Build<'_> {
         Ok(Some(proto).filter(|p| spm::same_pieces(p, &file.json)))
     }
 
-    fn from_model(&self, proto: &ModelProto, json: Option<&TokenizerJson>) -> Result<Tokenizer> {
+    fn spm_of_model(&self, proto: &ModelProto, json: Option<&TokenizerJson>) -> Result<Tokenizer> {
         if self.kind == VocabKind::T5 && proto.is_unigram() {
             let vocabulary = ugm::from_model(proto, self.files, json)?;
             return self.unigram(vocabulary, ugm::Normalizer::of_model(proto), json);
@@ -168,7 +260,7 @@ impl Build<'_> {
         self.spm(vocabulary, json)
     }
 
-    fn from_sentencepiece_json(&self, json: &TokenizerJson) -> Result<Tokenizer> {
+    fn spm_of_json(&self, json: &TokenizerJson) -> Result<Tokenizer> {
         let mut tokenizer = self.spm(spm::from_json(json, self.added_rule())?, Some(json))?;
         if !spm::prepends_space(json) {
             tokenizer.leading.set(ADD_SPACE_PREFIX, GgufValue::Bool(false));
@@ -194,7 +286,7 @@ impl Build<'_> {
         Ok(tokenizer)
     }
 
-    fn from_wordpiece(&self, file: &JsonFile) -> Result<Tokenizer> {
+    fn wordpiece(&self, file: &JsonFile) -> Result<Tokenizer> {
         let config = &self.beside.tokenizer_config;
         let pre = match &self.override_name {
             Some(name) => name.clone(),
@@ -209,25 +301,33 @@ impl Build<'_> {
         Ok(tokenizer)
     }
 
+    /// What the converter takes for XLM-RoBERTa's `remove_extra_whitespaces`.
+    fn cleans_up(&self) -> Option<bool> {
+        self.beside.tokenizer_config["clean_up_tokenization_spaces"].as_bool()
+    }
+
     /// Rows of BERT's token-type embedding.
     fn token_types(&self) -> u32 {
         self.config["type_vocab_size"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
     }
 
-    fn from_bpe(&self, file: &JsonFile) -> Result<Tokenizer> {
-        let json = &file.json;
+    fn pre_tokenizer(&self, file: &JsonFile) -> Result<String> {
+        if let Some(name) = &self.override_name {
+            return Ok(name.clone());
+        }
+        let model_type = self.config["model_type"].as_str().unwrap_or_default();
         let config = &self.beside.tokenizer_config;
-        let pre = match &self.override_name {
-            Some(name) => name.clone(),
-            None => {
-                let model_type = self.config["model_type"].as_str().unwrap_or_default();
-                pre::recognise(json, &pre::Context { model_type, config, bytes: &file.bytes })?
-            }
-        };
+        pre::recognise(&file.json, &pre::Context { model_type, config, bytes: &file.bytes })
+    }
+
+    fn bpe(&self, json: &TokenizerJson, pre: String) -> Result<Tokenizer> {
+        let config = &self.beside.tokenizer_config;
+        // Splitting at spaces alone is a model of its own in the runtime.
+        let model = if pre == "whitespace" { "whitespace" } else { "gpt2" };
         let added = bpe::added_tokens(json, config, self.config["vocab_size"].as_u64())?;
         let form = Form { scores: false, checked_ids: false, marked_gaps: false };
         let vocabulary = bpe::vocabulary(json, &added)?;
-        let mut tokenizer = self.tokenizer("gpt2", Some(pre), vocabulary, Some(json), form)?;
+        let mut tokenizer = self.tokenizer(model, Some(pre), vocabulary, Some(json), form)?;
         tokenizer.merges = bpe::merges(json, self.files)?;
         Ok(tokenizer)
     }
@@ -300,7 +400,36 @@ impl Build<'_> {
             VocabKind::EuroBert => {
                 tokenizer.leading.set("tokenizer.ggml.add_bos_token", GgufValue::Bool(false));
             }
+            VocabKind::PrefixedSpm => {
+                if let Some(flag) = self.beside.tokenizer_config["add_prefix_space"].as_bool() {
+                    tokenizer.trailing.set(ADD_SPACE_PREFIX, GgufValue::Bool(flag));
+                }
+            }
+            VocabKind::Gemma4 => {
+                tokenizer.trailing.set(ADD_SPACE_PREFIX, GgufValue::Bool(false));
+                tokenizer.trailing.set("tokenizer.ggml.add_bos_token", GgufValue::Bool(true));
+            }
             _ => {}
+        }
+    }
+
+    fn extras(&self, tokenizer: &mut Tokenizer, extras: &VocabExtras) {
+        for (role, text) in extras.roles {
+            if let Some(id) = tokenizer.vocabulary.find(text) {
+                tokenizer.specials.claim(*role, id);
+            }
+        }
+        for text in extras.control {
+            if let Some(token) = tokenizer.vocabulary.find(text).and_then(|id| tokenizer.vocabulary.get_mut(id)) {
+                token.kind = TokenType::Control;
+            }
+        }
+        for (key, flag) in
+            [("tokenizer.ggml.add_bos_token", extras.add_bos), (ADD_SPACE_PREFIX, extras.add_space_prefix)]
+        {
+            if let Some(flag) = flag {
+                tokenizer.trailing.set(key, GgufValue::Bool(flag));
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ mod pre;
 mod proto;
 mod special;
 mod spm;
+mod tekken;
 mod template;
 mod ugm;
 mod vocabulary;
@@ -25,7 +26,7 @@ mod wordpiece;
 
 pub use error::TokenizerError;
 pub use files::TokenizerFiles;
-pub use kind::VocabKind;
+pub use kind::{VocabExtras, VocabKind};
 pub use pre::{names as pre_tokenizer_names, same_behaviour};
 pub use special::Special;
 pub use template::ChatTemplates;
@@ -41,6 +42,8 @@ pub struct TokenizerOptions {
     pub pre_tokenizer: Option<String>,
     /// The family's rule.
     pub kind: VocabKind,
+    /// What the family adds to it.
+    pub extras: VocabExtras,
 }
 
 /// A model's tokenizer, ready for a GGUF file.

@@ -240,3 +240,148 @@ fn fingerprint(context: &Context) -> Option<String> {
         hex
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::path::Path;
+
+    fn tokenizer(pre_tokenizer: &Value, rest: Value) -> TokenizerJson {
+        let mut json = json!({"pre_tokenizer": pre_tokenizer, "model": {"type": "BPE", "vocab": {}, "merges": []}});
+        for (key, value) in rest.as_object().into_iter().flatten() {
+            json[key] = value.clone();
+        }
+        TokenizerJson::from_slice(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap()
+    }
+
+    fn pick(pre_tokenizer: &Value, rest: Value, model_type: &str) -> Result<String> {
+        let json = tokenizer(pre_tokenizer, rest);
+        recognise(&json, &Context { model_type, config: &Value::Null, bytes: b"" })
+    }
+
+    fn published() -> Vec<(Vec<String>, Value, Value)> {
+        let rows: Vec<Value> = serde_json::from_str(include_str!("../../fixtures/pre-tokenizers.json")).unwrap();
+        let names = |row: &Value| serde_json::from_value(row["names"].clone()).unwrap();
+        rows.iter().map(|r| (names(r), r["pre_tokenizer"].clone(), r["normalizer"].clone())).collect()
+    }
+
+    #[test]
+    fn the_table_holds_91_names_that_the_runtime_knows() {
+        assert_eq!(names().len(), 91);
+        assert!(TABLE.fingerprints.values().all(|n| names().contains(&n.as_str()) || TABLE.ignored.contains(n)));
+        assert!(
+            TABLE.structures.values().flatten().all(|n| names().contains(&n.as_str()) || TABLE.ignored.contains(n))
+        );
+    }
+
+    #[test]
+    fn every_published_structure_is_found_under_its_name() {
+        for (names, pre_tokenizer, _) in published() {
+            let (key, unknown) = key(&pre_tokenizer);
+            let found = TABLE.structures.get(&key).unwrap_or_else(|| panic!("{names:?}: {key} {unknown:?}"));
+            assert!(names.iter().all(|n| found.contains(n)), "{names:?} under {key}: {found:?}");
+        }
+    }
+
+    /// What the files of a name say besides their structure.
+    fn hints(name: &str) -> (Value, &'static str) {
+        let added = |texts: &[&str], ignore_merges: bool| {
+            let tokens = texts.iter().enumerate().map(|(i, t)| json!({"id": i, "content": t, "special": true}));
+            json!({
+                "added_tokens": tokens.collect::<Vec<_>>(),
+                "model": {"type": "BPE", "vocab": {}, "merges": [], "ignore_merges": ignore_merges},
+                "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}], "pair": []},
+            })
+        };
+        match name {
+            "llama-bpe" | "llama3" | "llama-v3" => (added(&["<|begin_of_text|>", "<|eot_id|>"], true), ""),
+            "smaug-bpe" => {
+                let mut files = added(&["<|begin_of_text|>", "<|eot_id|>"], true);
+                files["post_processor"] = json!({"type": "ByteLevel"});
+                (files, "")
+            }
+            "dbrx" => (added(&["<|fim_prefix|>", "<|endofprompt|>"], false), ""),
+            "glm4" => (added(&["[gMASK]", "<sop>"], true), ""),
+            "chatglm-bpe" => (added(&["[gMASK]", "<sop>"], false), ""),
+            "jina-v5-nano" | "lfm2" | "midm-2.0" | "pixtral" => (added(&[], true), ""),
+            "refact" => (Value::Null, "refact"),
+            "smollm" => (added(&["<|im_start|>"], false), ""),
+            "stablelm2" => (Value::Null, "stablelm"),
+            "granite-embed-multi-97m" | "granite-embed-multi-311m" => (Value::Null, "modernbert"),
+            "llama4" => (Value::Null, "llama4_text"),
+            "roberta-bpe" => (json!({"post_processor": {"type": "RobertaProcessing"}}), ""),
+            "jina-v2-code" => {
+                (json!({"post_processor": {"type": "RobertaProcessing"}, "normalizer": {"type": "Lowercase"}}), "")
+            }
+            _ => (Value::Null, ""),
+        }
+    }
+
+    #[test]
+    fn every_published_structure_is_given_its_behaviour() {
+        // The runtime's flags that no file shows: clean_spaces (detokenizing only), and the repository's name.
+        let only_by_name = ["gigachat", "granite-docling", "trillion", "megrez", "poro-chat", "chameleon"];
+        let mut checked = 0;
+        for (names, pre_tokenizer, normalizer) in published() {
+            for name in names.iter().filter(|n| !only_by_name.contains(&n.as_str())) {
+                let (mut rest, model_type) = hints(name);
+                if !normalizer.is_null() {
+                    rest = if rest.is_null() { json!({}) } else { rest };
+                    rest["normalizer"] = normalizer.clone();
+                }
+                let picked = pick(&pre_tokenizer, rest, model_type).unwrap();
+                let wordpiece = TABLE.ignored.iter().any(|n| n == name);
+                assert!(wordpiece || same_behaviour(&picked, name), "{name}: picked {picked}");
+                checked += 1;
+            }
+        }
+        assert!(checked >= 80, "{checked}");
+    }
+
+    #[test]
+    fn escapes_and_characters_are_one_regex() {
+        let split = |regex: &str| {
+            json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
+                {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false},
+            ]})
+        };
+        let escaped = TABLE.regexes["SEED"].as_str();
+        let raw = escaped.replace("\\r", "\r").replace("\\n", "\n");
+        assert_ne!(raw, escaped);
+        assert_eq!(key(&split(&raw)), key(&split(escaped)));
+        assert_eq!(unify("[\\u4e00-\\u9FFF]\\u12"), "[\u{4e00}-\u{9fff}]\\u12");
+    }
+
+    #[test]
+    fn an_unknown_structure_is_refused_with_its_regex() {
+        let stages = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false},
+        ]});
+        let message = pick(&stages, Value::Null, "").unwrap_err().to_string();
+        assert!(message.contains("[a-z]+") && message.contains("--pre-tokenizer"), "{message}");
+        // A regex stored as a string never matches: the file is not the one that it looks like.
+        let string = json!({"type": "Split", "pattern": {"String": TABLE.regexes["L3"]}, "behavior": "Isolated"});
+        assert!(pick(&string, Value::Null, "").is_err());
+        assert!(pick(&Value::Null, Value::Null, "").unwrap_err().to_string().contains("[none]"));
+    }
+
+    #[test]
+    fn the_order_of_the_stages_counts() {
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false});
+        let nested =
+            json!({"type": "Sequence", "pretokenizers": [{"type": "Sequence", "pretokenizers": [digits, bytes]}]});
+        assert_eq!(pick(&nested, Value::Null, "").unwrap(), "starcoder");
+        assert!(pick(&json!({"type": "Sequence", "pretokenizers": [bytes, digits]}), Value::Null, "").is_err());
+    }
+
+    #[test]
+    fn a_given_name_is_checked() {
+        assert_eq!(named("qwen2").unwrap(), "qwen2");
+        let message = named("qwen9").unwrap_err().to_string();
+        assert!(message.contains("qwen9") && message.contains("qwen2"), "{message}");
+    }
+}

@@ -270,6 +270,11 @@ impl Specials {
         }
     }
 
+    /// Claims an id for a role unless one is claimed.
+    pub(super) fn claim(&mut self, role: Special, id: u32) {
+        self.claims.push((role, id));
+    }
+
     /// The id that holds for a role in a vocabulary of `limit` ids.
     pub(super) fn id(&self, role: Special, limit: u32) -> Option<u32> {
         self.claims.iter().find(|(r, id)| *r == role && *id < limit).map(|(_, id)| *id)

@@ -85,6 +85,26 @@ pub(super) fn from_model(
     Ok(vocabulary)
 }
 
+/// XLM-RoBERTa's sentencepiece.bpe.model in the order that transformers gives it: four special tokens, then the
+/// pieces from the third on, one place later. `rows`: the embedding's, whose last is the mask.
+pub(super) fn realigned(proto: &ModelProto, rows: u64) -> Vocabulary {
+    let mut vocabulary = Vocabulary::default();
+    for (id, text) in ["<s>", "<pad>", "</s>", "<unk>"].into_iter().enumerate() {
+        let kind = if text == "<unk>" { TokenType::Unknown } else { TokenType::Control };
+        vocabulary.set(id as u32, Token::new(text, 0.0, kind));
+    }
+    let pieces = spm::pieces(proto);
+    for (id, token) in pieces.iter().filter(|(id, _)| *id >= 3) {
+        vocabulary.set(id + 1, token.clone());
+    }
+    // The converter names the gaps before it moves the pieces.
+    let rows = u32::try_from(rows).unwrap_or(u32::MAX).min(super::json::ID_LIMIT);
+    for id in vocabulary.len() as u32..rows {
+        vocabulary.set(id, Token::new(format!("[PAD{}]", id - 1), -10000.0, TokenType::Unused));
+    }
+    vocabulary
+}
+
 /// The vocabulary of a tokenizer.json with a Unigram model: special tokens are control tokens, other added ones
 /// user-defined.
 pub(super) fn from_json(json: &TokenizerJson) -> Result<Vocabulary> {

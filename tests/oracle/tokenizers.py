@@ -83,7 +83,7 @@ CASES = {
     "new-tokens": ("GPT2LMHeadModel", "gpt2", "Bpe", "gpt-2", dict(GPT2, vocab_size=50304), [
         edit("tokenizer.json", lambda j: [added(j, "<tool>", False), added(j, "<|im_end|>", False), added(j, "\u2581\u2581", False), added(j, "café", False), added(j, "[STOP]", True)]),
         edit("tokenizer_config.json", lambda c: c.update(eos_token="<|im_end|>", pad_token="<pad>", mask_token={"content": "[STOP]", "__type": "AddedToken"}))]),
-    "bos-eos-template": ("Qwen2ForCausalLM", "qwen2", "SpmOrBpe", "llama-bpe", dict(BASE, vocab_size=128256), [
+    "bos-eos-template": ("LlamaForCausalLM", "llama", "Llama", "llama-bpe", dict(BASE, vocab_size=128256), [
         edit("tokenizer.json", lambda j: j["post_processor"]["processors"][1].update(
             single=[{"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|eot_id|>", "type_id": 0}}],
             special_tokens={t: {"id": t, "ids": [i], "tokens": [t]} for t, i in (("<|begin_of_text|>", 128000), ("<|eot_id|>", 128009))}))]),
