@@ -6,7 +6,9 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use to_gguf::gguf::{Array, Metadata, Value};
-use to_gguf::tokenizer::{Special, Tokenizer, TokenizerError, TokenizerFiles, TokenizerOptions, VocabFit, VocabKind};
+use to_gguf::tokenizer::{
+    Special, Tokenizer, TokenizerError, TokenizerFiles, TokenizerOptions, VocabExtras, VocabFit, VocabKind,
+};
 
 type Folder = tempfile::TempDir;
 
@@ -333,6 +335,62 @@ fn unigram_keeps_scores_and_the_character_map() {
     for key in ["add_space_prefix", "remove_extra_whitespaces"] {
         assert_eq!(metadata.get(&format!("tokenizer.ggml.{key}")), Some(&Value::Bool(true)), "{key}");
     }
+}
+
+#[test]
+fn a_folder_of_old_has_vocab_json_and_merges_txt() {
+    let dir = folder(&[
+        ("vocab.json", &json!({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3})),
+        ("tokenizer_config.json", &json!({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"})),
+    ]);
+    std::fs::write(dir.path().join("merges.txt"), "#version: 0.2\na b\n").unwrap();
+    let tokenizer = load(dir.path(), &json!({}), VocabKind::Bpe).unwrap();
+    assert_eq!((tokenizer.pre(), tokenizer.merges()), (Some("gpt-2"), &["a b".to_owned()][..]));
+    assert_eq!(types(&tokenizer.metadata(4)), [1, 1, 1, 3]);
+    assert_eq!(tokenizer.special(Special::Eos), Some(3));
+    let config = json!({"tokenizer_class": "MysteryTokenizer"}).to_string();
+    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    let message = load(dir.path(), &json!({}), VocabKind::Bpe).unwrap_err().to_string();
+    assert!(message.contains("MysteryTokenizer") && message.contains("--pre-tokenizer"), "{message}");
+}
+
+#[test]
+fn a_folder_of_old_has_vocab_txt() {
+    let dir = folder(&[("tokenizer_config.json", &json!({"cls_token": "[CLS]", "sep_token": "[SEP]"}))]);
+    std::fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\nplay\n##ing\n").unwrap();
+    let metadata = load(dir.path(), &json!({}), VocabKind::WordPiece).unwrap().metadata(6);
+    assert_eq!(strings(&metadata, "tokenizer.ggml.tokens")[2..], ["[CLS]", "[SEP]", "▁play", "ing"]);
+    assert_eq!(metadata.get("tokenizer.ggml.bos_token_id"), Some(&Value::U32(2)));
+    assert_eq!(metadata.get("tokenizer.ggml.normalizer.lowercase"), Some(&Value::Bool(true)));
+}
+
+#[test]
+fn a_family_fills_in_what_its_files_leave_open() {
+    let extras = VocabExtras {
+        roles: &[(Special::Eot, "<|tool|>"), (Special::Bos, "abc"), (Special::Eom, "not there")],
+        control: &["c"],
+        add_bos: Some(false),
+        add_space_prefix: Some(false),
+    };
+    let dir = folder(&[("tokenizer.json", &byte_level()), ("tokenizer_config.json", &json!({"bos_token": "<s>"}))]);
+    let options = TokenizerOptions { kind: VocabKind::Bpe, extras, ..Default::default() };
+    let tokenizer = Tokenizer::load(&TokenizerFiles::new([dir.path()]), &json!({}), &options).unwrap();
+    let metadata = tokenizer.metadata(9);
+    assert_eq!(metadata.get("tokenizer.ggml.bos_token_id"), Some(&Value::U32(6)));
+    assert_eq!(metadata.get("tokenizer.ggml.eot_token_id"), Some(&Value::U32(7)));
+    assert_eq!(metadata.get("tokenizer.ggml.eom_token_id"), None);
+    assert_eq!(metadata.get("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(false)));
+    assert_eq!(types(&metadata)[2], 3);
+}
+
+#[test]
+fn gemma_4_keeps_the_merges_and_one_score() {
+    let dir = folder(&[("tokenizer.json", &sentencepiece())]);
+    let tokenizer = load(dir.path(), &json!({}), VocabKind::Gemma4).unwrap();
+    let metadata = tokenizer.metadata(10);
+    assert_eq!((tokenizer.model(), tokenizer.pre(), tokenizer.merges().len()), ("gemma4", None, 4));
+    assert!(scores(&metadata).iter().all(|s| *s == -1000.0));
+    assert_eq!(metadata.get("tokenizer.ggml.add_space_prefix"), Some(&Value::Bool(false)));
 }
 
 /// Damage, and what the message must say.

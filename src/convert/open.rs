@@ -10,7 +10,7 @@ use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
 use crate::plan::{Model, Tensors};
 use crate::report::Dropped;
 use crate::source::{self, ModelFolder, Places, resolve_model, tokenizer_files};
-use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabKind};
+use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabFit, VocabKind};
 
 /// A model that is ready to be planned.
 pub(super) struct Opened {
@@ -89,10 +89,22 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         tokenizer_folder: files.home().unwrap_or(folder),
         name: None,
     })?;
-    let options = TokenizerOptions { pre_tokenizer: request.pre_tokenizer.clone(), kind: vocab_kind(converted.vocab) };
+    let options = TokenizerOptions {
+        pre_tokenizer: request.pre_tokenizer.clone(),
+        kind: vocab_kind(converted.vocab),
+        ..TokenizerOptions::default()
+    };
     let tokenizer = Tokenizer::load(&files, base.config(), &options)?;
 
     let rows = converted.tensors.iter().find(|t| t.name == "token_embd.weight").map_or(0, |t| t.recipe.shape().rows());
+    if let VocabFit::Excess { tokens, rows, without_row } = tokenizer.fit(rows) {
+        let some = without_row.iter().take(3).map(|t| format!("{t:?}")).collect::<Vec<_>>().join(", ");
+        let more = if without_row.len() > 3 { ", …" } else { "" };
+        warnings.push(format!(
+            "the tokenizer has {tokens} tokens, the embedding {rows} rows: left out {some}{more}; the model was never \
+             trained on them, or the adapter that adds their rows is missing"
+        ));
+    }
     let auto = arch::guess_output_type(&tensors);
     let mut metadata: Metadata = converted.metadata;
     metadata.extend(tokenizer.metadata(rows));

@@ -64,13 +64,6 @@ impl TokenizerFiles {
         &self.folders
     }
 
-    /// The files that make up the tokenizer, to be copied beside a converted model: each name once.
-    pub fn to_copy(&self) -> Vec<PathBuf> {
-        let beside = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"];
-        let vocabulary = VOCABULARY_FILES.into_iter().chain(["merges.txt", "added_tokens.json"]);
-        vocabulary.filter_map(|n| self.own(n)).chain(beside.into_iter().filter_map(|n| self.any(n))).collect()
-    }
-
     /// The error for folders without a vocabulary.
     pub(super) fn not_found(&self, looked_for: &[&str]) -> TokenizerError {
         TokenizerError::NotFound {

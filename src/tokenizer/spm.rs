@@ -167,3 +167,64 @@ pub(super) fn is_byte(piece: &str) -> bool {
     let hex = piece.strip_prefix("<0x").and_then(|p| p.strip_suffix('>'));
     hex.is_some_and(|h| h.len() == 2 && h.bytes().all(|b| b.is_ascii_hexdigit()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::Piece;
+    use super::*;
+    use prost::Message as _;
+    use serde_json::json;
+
+    fn model(texts: &[&str]) -> ModelProto {
+        let kind = |t: &str| Some(if t == "<unk>" { 2 } else { 1 });
+        let pieces = texts.iter().enumerate();
+        let pieces =
+            pieces.map(|(i, t)| Piece { text: (*t).into(), score: -(i as f32), kind: kind(t) }).collect::<Vec<_>>();
+        ModelProto { pieces, trainer_spec: None, normalizer_spec: None }
+    }
+
+    fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, bytes)| std::fs::write(dir.path().join(name), bytes).unwrap());
+        dir
+    }
+
+    #[test]
+    fn added_tokens_lie_over_the_pieces() {
+        let proto = model(&["<unk>", "a", "<unused>"]);
+        let dir = folder(&[
+            ("tokenizer.model", proto.encode_to_vec()),
+            ("added_tokens.json", br#"{"<x>": 3, "<|y|>": 5}"#.to_vec()),
+        ]);
+        let files = TokenizerFiles::new([dir.path()]);
+        let decoder = json!({"0": {"content": "<unk>", "special": true}, "2": {"content": "\u{2581}z"}});
+        let config = json!({ "added_tokens_decoder": decoder });
+        let read = ModelProto::read(&dir.path().join("tokenizer.model")).unwrap();
+        let vocabulary = from_model(&read, &files, None, &config, AddedRule::Usual).unwrap();
+        let token = |id| vocabulary.get(id).map(|t| (t.text.to_string(), t.score, t.kind));
+        assert_eq!(token(0), Some(("<unk>".into(), -1000.0, TokenType::Control)));
+        assert_eq!(token(1), Some(("a".into(), -1.0, TokenType::Normal)));
+        assert_eq!(token(2), Some((" z".into(), -1000.0, TokenType::UserDefined)));
+        assert_eq!(token(3), Some(("<x>".into(), -1000.0, TokenType::UserDefined)));
+        assert_eq!((token(4), vocabulary.len()), (None, 6));
+    }
+
+    #[test]
+    fn an_enormous_added_id_is_refused() {
+        let dir = folder(&[
+            ("tokenizer.model", model(&["a"]).encode_to_vec()),
+            ("added_tokens.json", br#"{"<x>": 99999999999}"#.to_vec()),
+        ]);
+        let message = added_tokens_json(&TokenizerFiles::new([dir.path()])).unwrap_err().to_string();
+        assert!(message.contains("added_tokens.json") && message.contains("<x>"), "{message}");
+    }
+
+    #[test]
+    fn a_model_belongs_to_a_tokenizer_json_with_its_pieces() {
+        let vocab = json!({"<unk>": 0, "a": 1, "b": 2});
+        let json = json!({"model": {"type": "BPE", "byte_fallback": true, "vocab": vocab, "merges": []}});
+        let json = TokenizerJson::from_slice("tokenizer.json".as_ref(), json.to_string().as_bytes()).unwrap();
+        assert!(same_pieces(&model(&["<unk>", "a", "b"]), &json));
+        assert!(!same_pieces(&model(&["<unk>", "b", "a"]), &json));
+    }
+}

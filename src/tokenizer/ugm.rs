@@ -139,3 +139,28 @@ pub(super) fn from_json(json: &TokenizerJson) -> Result<Vocabulary> {
     }
     Ok(vocabulary)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::Piece;
+    use super::*;
+
+    #[test]
+    fn realigned_pieces_follow_four_special_tokens() {
+        let piece = |text: &str| Piece { text: text.into(), score: -1.0, kind: None };
+        let pieces = ["<unk>", "<s>", "</s>", "▁a", "b"].map(piece).to_vec();
+        let proto = ModelProto { pieces, trainer_spec: None, normalizer_spec: None };
+        let vocabulary = realigned(&proto, 8);
+        let texts: Vec<String> = vocabulary.iter().map(|(_, t)| t.text.to_string()).collect();
+        assert_eq!(texts, ["<s>", "<pad>", "</s>", "<unk>", "▁a", "b", "[PAD5]", "[PAD6]"]);
+    }
+
+    #[test]
+    fn a_damaged_character_map_is_named() {
+        let json = r#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"},
+            "model": {"type": "Unigram", "vocab": [["a", 0.0]]}}"#;
+        let json = TokenizerJson::from_slice("tokenizer.json".as_ref(), json.as_bytes()).unwrap();
+        let message = Normalizer::of_json(&json).unwrap_err().to_string();
+        assert!(message.contains("precompiled_charsmap") && message.contains("base64"), "{message}");
+    }
+}

@@ -56,6 +56,29 @@ def added(json_data, text, special, id=None, **flags):
                                           lstrip=False, rstrip=False, normalized=False, special=special, **flags))
 
 
+def split_json(folder):
+    """tokenizer.json as vocab.json and merges.txt."""
+    model = json.load(open(f"{folder}/tokenizer.json", encoding="utf-8"))["model"]
+    json.dump(model["vocab"], open(f"{folder}/vocab.json", "w", encoding="utf-8"), ensure_ascii=False)
+    open(f"{folder}/merges.txt", "w", encoding="utf-8").write("#version: 0.2\n" + "\n".join(model["merges"]) + "\n")
+    os.remove(f"{folder}/tokenizer.json")
+
+
+def unigram(name, **options):
+    """Trains a small unigram model, in place of the tokenizer's files."""
+    def run(folder):
+        import sentencepiece
+        for f in os.listdir(folder):
+            if f != "config.json":
+                os.remove(f"{folder}/{f}")
+        text = os.path.join(os.path.dirname(BIN), "../../../fixtures/heldout.txt")
+        sentencepiece.SentencePieceTrainer.train(input=text, model_prefix=f"{folder}/m", vocab_size=500,
+                                                 model_type="unigram", minloglevel=2, **options)
+        os.rename(f"{folder}/m.model", f"{folder}/{name}")
+        os.remove(f"{folder}/m.vocab")
+    return run
+
+
 # case: class, model_type, kind, tokenizer, config, edits
 CASES = {
     "llama": ("LlamaForCausalLM", "llama", "Llama", "llama-bpe", dict(BASE, vocab_size=128256, bos_token_id=128000, eos_token_id=128001)),
@@ -94,6 +117,14 @@ CASES = {
     "add-prefix": ("LlamaForCausalLM", "llama", "Llama", "llama-spm", dict(BASE, vocab_size=32010), [
         edit("tokenizer_config.json", lambda c: c.update(add_prefix_space=False, add_eos_token=True)),
         write("added_tokens.json", json.dumps({"<|im_start|>": 32000, "<|im_end|>": 32001}))]),
+    "t5": ("T5ForConditionalGeneration", "t5", "T5", "llama-spm", dict(T5, vocab_size=512, eos_token_id=1, pad_token_id=0), [
+        unigram("spiece.model", pad_id=0, eos_id=1, unk_id=2, bos_id=-1), write("added_tokens.json", json.dumps({"<extra_id_0>": 500})),
+        write("tokenizer_config.json", json.dumps({"eos_token": "</s>"}))]),
+    "t5-bpe": ("T5ForConditionalGeneration", "t5", "T5", "llama-spm", dict(T5, vocab_size=32000)),
+    "vocab-json": ("GPT2LMHeadModel", "gpt2", "Bpe", "gpt-2", dict(GPT2, vocab_size=50257, bos_token_id=50256, eos_token_id=50256), [
+        edit("tokenizer_config.json", lambda c: c.update(tokenizer_class="GPT2Tokenizer")), split_json]),
+    "vocab-txt": ("BertModel", "bert", "WordPiece", "bert-bge", dict(BERT, vocab_size=30522), [
+        edit("tokenizer_config.json", lambda c: c.update(tokenizer_class="BertTokenizer")), remove("tokenizer.json")]),
     "roberta": ("RobertaModel", "roberta", "Roberta", "gpt-2", dict(BERT, vocab_size=50265, pad_token_id=1), [
         edit("tokenizer.json", lambda j: (added(j, "<s>", True), added(j, "</s>", True), j.update(post_processor={
             "type": "RobertaProcessing", "sep": ["</s>", 50258], "cls": ["<s>", 50257], "trim_offsets": True, "add_prefix_space": False}))),
