@@ -28,6 +28,7 @@ mod iq3;
 mod iq4;
 mod k_affine;
 mod k_symmetric;
+mod lane_search;
 mod lanes;
 mod legacy;
 pub mod mixture;

@@ -108,6 +108,7 @@ impl Lanes for Avx2 {
         fn lookup(table: F32, index: I32) -> F32 = F32(_mm256_permutevar8x32_ps(table.0, index.0));
         fn lookup_i(table: I32, index: I32) -> I32 = I32(_mm256_permutevar8x32_epi32(table.0, index.0));
         fn ones(mask: Mask) -> I32 = I32(_mm256_castps_si256(mask.0));
+        fn nearest(v: F32) -> F32 = F32(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v.0));
         fn bits(mask: Mask) -> u32 = _mm256_movemask_ps(mask.0) as u32;
     }
 

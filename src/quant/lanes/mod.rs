@@ -111,7 +111,7 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
     /// Bit `i` is lane `i`.
     fn bits(self, mask: Self::Mask) -> u32;
 
-    /// Rounds half to even by adding and subtracting 1.5·2²³: `nearest_int` as a float. Only for |v| ≤ 2²².
+    /// `nearest_int` as a float, for |v| ≤ 2²². The sign of a zero is not specified.
     #[inline(always)]
     fn nearest(self, v: Self::F32) -> Self::F32 {
         let magic = self.splat(12_582_912.0);

@@ -1,0 +1,248 @@
+//! The searches of `search.rs` with one sub-block per lane.
+//!
+//! Vector `x[i]` holds element i of eight sub-blocks, so a sum runs over `i` in the scalar order, lane by lane.
+//! `B` groups of eight are searched at once only so that one group's chain of additions hides in another's.
+//! The codes of a candidate are not kept: they follow from the numbers that each search returns.
+
+use super::lanes::Lanes;
+use super::search::{AffineSearch, GROUP_MAX_EPS};
+
+/// What `make_qkx2_quants` finds for eight sub-blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Affine<L: Lanes> {
+    /// x ≈ scale·code − minus_min.
+    pub(super) scale: L::F32,
+    /// See `scale`.
+    pub(super) minus_min: L::F32,
+    /// The codes are those of iscale·(x − low).
+    pub(super) iscale: L::F32,
+    /// See `iscale`.
+    pub(super) low: L::F32,
+    /// The sum of the weights.
+    pub(super) sum_w: L::F32,
+    /// Lanes without a range: their codes are zero.
+    pub(super) flat: L::Mask,
+    /// Lanes that left the range where lanes and reference agree: use the reference.
+    pub(super) unsafe_lanes: L::Mask,
+}
+
+/// The code 0..=nmax of an element, as a float.
+#[inline(always)]
+pub(super) fn affine_code<L: Lanes>(l: L, v: L::F32, iscale: L::F32, low: L::F32, nmax: L::F32) -> L::F32 {
+    l.clamp(l.nearest(iscale * (v - low)), l.splat(0.0), nmax)
+}
+
+/// `make_qkx_quants` for `B` times eight sub-blocks of `N` elements.
+#[inline(always)]
+pub(super) fn make_qkx_quants<L: Lanes, const N: usize, const B: usize>(
+    l: L,
+    s: AffineSearch,
+    x: &[[L::F32; N]; B],
+    w: &[[L::F32; N]; B],
+) -> [Affine<L>; B] {
+    let zero = l.splat(0.0);
+    let nmax = l.splat(s.nmax as f32);
+    let (mut min, mut max, mut sum_w, mut sum_x) = ([zero; B], [zero; B], [zero; B], [zero; B]);
+    for b in 0..B {
+        (min[b], max[b], sum_w[b], sum_x[b]) = (x[b][0], x[b][0], w[b][0], w[b][0] * x[b][0]);
+    }
+    for i in 1..N {
+        for b in 0..B {
+            min[b] = l.min(x[b][i], min[b]);
+            max[b] = l.max(x[b][i], max[b]);
+            sum_w[b] = sum_w[b] + w[b][i];
+            sum_x[b] = sum_x[b] + w[b][i] * x[b][i];
+        }
+    }
+    let smallest = min;
+    let mut best = [zero; B];
+    let mut found = [Affine {
+        scale: zero,
+        minus_min: zero,
+        iscale: zero,
+        low: zero,
+        sum_w: zero,
+        flat: l.lt(zero, zero),
+        unsafe_lanes: l.lt(zero, zero),
+    }; B];
+    for b in 0..B {
+        min[b] = l.min(min[b], zero);
+        found[b].flat = !l.lt(min[b], max[b]);
+        found[b].low = min[b];
+        found[b].sum_w = sum_w[b];
+        found[b].iscale = nmax / (max[b] - min[b]);
+        found[b].scale = l.splat(1.0) / found[b].iscale;
+        found[b].unsafe_lanes = out_of_range(l, found[b].iscale, min[b], smallest[b], max[b]);
+    }
+    for i in 0..N {
+        for b in 0..B {
+            let code = affine_code(l, x[b][i], found[b].iscale, min[b], nmax);
+            best[b] = best[b] + w[b][i] * deviation(l, s, found[b].scale * code + min[b] - x[b][i]);
+        }
+    }
+    for step in 0..=s.steps {
+        let range = l.splat(s.rmin + s.rdelta * step as f32 + s.nmax as f32);
+        let mut codes = [[zero; N]; B];
+        let mut iscale = [zero; B];
+        let (mut sum_l, mut sum_l2, mut sum_xl) = ([zero; B], [zero; B], [zero; B]);
+        for b in 0..B {
+            iscale[b] = range / (max[b] - min[b]);
+            let bad = out_of_range(l, iscale[b], min[b], smallest[b], max[b]);
+            found[b].unsafe_lanes = found[b].unsafe_lanes | bad;
+        }
+        for i in 0..N {
+            for b in 0..B {
+                let code = affine_code(l, x[b][i], iscale[b], min[b], nmax);
+                codes[b][i] = code;
+                let wl = w[b][i] * code;
+                sum_l[b] = sum_l[b] + wl;
+                sum_l2[b] = sum_l2[b] + wl * code;
+                sum_xl[b] = sum_xl[b] + wl * x[b][i];
+            }
+        }
+        let (mut solvable, mut this_scale, mut this_min) = ([l.lt(zero, zero); B], [zero; B], [zero; B]);
+        for b in 0..B {
+            let det = sum_w[b] * sum_l2[b] - sum_l[b] * sum_l[b];
+            solvable[b] = l.lt(zero, det);
+            let scale = (sum_w[b] * sum_xl[b] - sum_x[b] * sum_l[b]) / det;
+            let offset = (sum_l2[b] * sum_x[b] - sum_l[b] * sum_xl[b]) / det;
+            let above = l.lt(zero, offset);
+            this_min[b] = l.select(above, zero, offset);
+            this_scale[b] = scale;
+            if l.any(above) {
+                this_scale[b] = l.select(above, sum_xl[b] / sum_l2[b], scale);
+            }
+        }
+        let mut error = [zero; B];
+        for i in 0..N {
+            for b in 0..B {
+                let diff = this_scale[b] * codes[b][i] + this_min[b] - x[b][i];
+                error[b] = error[b] + w[b][i] * deviation(l, s, diff);
+            }
+        }
+        for b in 0..B {
+            let better = solvable[b] & l.lt(error[b], best[b]);
+            best[b] = l.select(better, error[b], best[b]);
+            found[b].iscale = l.select(better, iscale[b], found[b].iscale);
+            found[b].low = l.select(better, min[b], found[b].low);
+            found[b].scale = l.select(better, this_scale[b], found[b].scale);
+            min[b] = l.select(better, this_min[b], min[b]);
+        }
+    }
+    for b in 0..B {
+        let flat = found[b].flat;
+        // Where the range is empty nothing above means anything but the starting minimum.
+        let first_min = l.min(smallest[b], zero);
+        found[b].scale = l.select(flat, zero, found[b].scale);
+        found[b].minus_min = negate(l, l.select(flat, first_min, min[b]));
+        found[b].unsafe_lanes = found[b].unsafe_lanes & !flat;
+    }
+    found
+}
+
+/// |diff| or diff².
+#[inline(always)]
+fn deviation<L: Lanes>(l: L, s: AffineSearch, diff: L::F32) -> L::F32 {
+    if s.use_mad { l.abs(diff) } else { diff * diff }
+}
+
+/// Lanes where some iscale·(x − low) may lie beyond ±2²¹ or be no number, so that `nearest` is not
+/// `nearest_int`. Subtraction and product are monotone, so the extreme elements decide.
+#[inline(always)]
+fn out_of_range<L: Lanes>(l: L, iscale: L::F32, low: L::F32, smallest: L::F32, largest: L::F32) -> L::Mask {
+    let reach = l.max(l.abs(iscale * (smallest - low)), l.abs(iscale * (largest - low)));
+    // Of NaN and a number max gives the second; so ask both.
+    !(l.lt(reach, l.splat(2_097_152.0)) & l.lt(l.abs(iscale * (smallest - low)), l.splat(2_097_152.0)))
+}
+
+/// Flips the sign.
+#[inline(always)]
+pub(super) fn negate<L: Lanes>(l: L, v: L::F32) -> L::F32 {
+    l.from_bits(l.to_bits(v) ^ l.splat_i(i32::MIN))
+}
+
+/// What `make_qx_quants` finds for eight sub-blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Symmetric<L: Lanes> {
+    /// x ≈ scale·code.
+    pub(super) scale: L::F32,
+    /// The codes are those of iscale·x.
+    pub(super) iscale: L::F32,
+    /// Lanes whose elements are all but zero: their codes, as stored, are zero.
+    pub(super) flat: L::Mask,
+}
+
+/// The code −nmax..nmax of an element, as a float. `low` is −nmax, `high` nmax − 1.
+#[inline(always)]
+pub(super) fn symmetric_code<L: Lanes>(l: L, v: L::F32, iscale: L::F32, low: L::F32, high: L::F32) -> L::F32 {
+    l.clamp(l.nearest(iscale * v), low, high)
+}
+
+/// The first element of largest magnitude, and that magnitude, lane by lane.
+#[inline(always)]
+pub(super) fn signed_max<L: Lanes, const N: usize>(l: L, x: &[L::F32; N]) -> (L::F32, L::F32) {
+    let (mut max, mut amax) = (l.splat(0.0), l.splat(0.0));
+    for v in x {
+        let larger = l.lt(amax, l.abs(*v));
+        max = l.select(larger, *v, max);
+        amax = l.select(larger, l.abs(*v), amax);
+    }
+    (max, amax)
+}
+
+/// `make_qx_quants` with rmse_type 1 for `B` times eight sub-blocks of `N` elements. Elements are finite and
+/// no code can leave ±(nmax + 1), so every lane agrees with the reference.
+#[inline(always)]
+pub(super) fn make_qx_quants<L: Lanes, const N: usize, const B: usize>(
+    l: L,
+    nmax: i32,
+    x: &[[L::F32; N]; B],
+    w: &[[L::F32; N]; B],
+) -> [Symmetric<L>; B] {
+    let zero = l.splat(0.0);
+    let (low, high) = (l.splat(-nmax as f32), l.splat((nmax - 1) as f32));
+    let mut max = [zero; B];
+    let mut wx = [[zero; N]; B];
+    let mut best = [zero; B];
+    let mut found = [Symmetric { scale: zero, iscale: zero, flat: l.lt(zero, zero) }; B];
+    for b in 0..B {
+        let (signed, amax) = signed_max(l, &x[b]);
+        max[b] = signed;
+        found[b].flat = l.lt(amax, l.splat(GROUP_MAX_EPS));
+        for i in 0..N {
+            wx[b][i] = w[b][i] * x[b][i];
+        }
+    }
+    for step in FIRST_THEN_OTHERS {
+        let range = l.splat(-(nmax as f32 + 0.1 * step as f32));
+        let (mut sumlx, mut suml2, mut iscale) = ([zero; B], [zero; B], [zero; B]);
+        for b in 0..B {
+            iscale[b] = range / max[b];
+        }
+        for i in 0..N {
+            for b in 0..B {
+                let code = symmetric_code(l, x[b][i], iscale[b], low, high);
+                sumlx[b] = sumlx[b] + wx[b][i] * code;
+                suml2[b] = suml2[b] + w[b][i] * code * code;
+            }
+        }
+        for b in 0..B {
+            let scale = sumlx[b] / suml2[b];
+            let (better, scale) = if step == 0 {
+                (l.eq(zero, zero), l.select(l.eq(suml2[b], zero), zero, scale))
+            } else {
+                (l.lt(zero, suml2[b]) & l.lt(best[b] * suml2[b], sumlx[b] * sumlx[b]), scale)
+            };
+            best[b] = l.select(better, scale * sumlx[b], best[b]);
+            found[b].scale = l.select(better, scale, found[b].scale);
+            found[b].iscale = l.select(better, iscale[b], found[b].iscale);
+        }
+    }
+    for f in &mut found {
+        f.scale = l.select(f.flat, zero, f.scale);
+    }
+    found
+}
+
+/// The first guess, then its variations in their order.
+const FIRST_THEN_OTHERS: [i32; 19] = [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9];
