@@ -12,7 +12,10 @@
 //! Per super-block: round the scales, then compute the codes again from what a reader will see, except where
 //! the rounded scale is zero: there the codes of the search stay.
 
-use super::k_affine::put_crumbs;
+use super::Rows;
+use super::k_affine::{column_slice, put_crumbs, to_columns, weigh};
+use super::lane_search::{self, Symmetric};
+use super::lanes::{Kernel, LANES, Lanes};
 use super::plain::{f16_at, put_f16};
 use super::search::{GROUP_MAX_EPS, make_q3_quants, make_qx_quants, nearest_int, signed_max, sum_of_squares};
 
@@ -45,18 +48,37 @@ pub(super) fn q3_k(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
             }
             d = q3_scales(&scales, &mut ls);
         }
-        let d = put_f16(d, &mut y[108..]);
-        pack_q3(&ls, &mut y[96..108]);
-        for j in 0..16 {
-            // The scales of a block of zeros are zero bits, which a reader takes for −32.
-            let d = d * (i32::from(unpack_q3(j, &y[96..108])) - 32) as f32;
+        for (j, d) in put_q3_scales(d, &ls, y).into_iter().enumerate() {
             recode(&x[16 * j..16 * j + 16], d, 4, &mut codes[16 * j..]);
         }
-        for l in 0..32 {
-            y[l] = (0..8).fold(0, |bits, k| bits | u8::from(codes[32 * k + l] > 3) << k);
-        }
-        put_crumbs(&codes.map(|c| c & 3), &mut y[32..96]);
+        put_q3_codes(&codes, y);
     }
+}
+
+/// Writes the unit and the scales. Returns the scales as a reader will see them.
+#[inline(always)]
+fn put_q3_scales(d: f32, ls: &[u8; 16], y: &mut [u8; 110]) -> [f32; 16] {
+    let d = put_f16(d, &mut y[108..]);
+    pack_q3(ls, &mut y[96..108]);
+    // The scales of a block of zeros are zero bits, which a reader takes for −32.
+    let mut scales = [0.0; 16];
+    for (scale, l) in scales.iter_mut().zip(ls) {
+        *scale = d * (i32::from(*l) - 32) as f32;
+    }
+    scales
+}
+
+#[inline(always)]
+fn put_q3_codes(codes: &[u8; QK_K], y: &mut [u8; 110]) {
+    let mut low = *codes;
+    y[..32].fill(0);
+    for (k, sub) in low.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for l in 0..32 {
+            y[l] |= (sub[l] >> 2) << k;
+            sub[l] &= 3;
+        }
+    }
+    put_crumbs(&low, &mut y[32..96]);
 }
 
 /// Rounds scales so that the largest is −32, plus 32; returns the unit. Zeros stay zero bits.
@@ -122,23 +144,36 @@ pub(super) fn q6_k(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
             let importance = imatrix.map(|im| &im[i * QK_K + 16 * j..][..16]);
             scales[j] = make_qx_quants(32, sub, &mut codes[16 * j..16 * j + 16], importance);
         }
-        let (max, amax) = signed_max(&scales);
-        if amax < GROUP_MAX_EPS {
-            y.fill(0);
-            continue;
+        if let Some(units) = put_q6_scales(&scales, y) {
+            for (j, d) in units.into_iter().enumerate() {
+                recode(&x[16 * j..16 * j + 16], d, 32, &mut codes[16 * j..]);
+            }
+            pack_q6(&codes, y);
         }
-        let iscale = -128.0 / max;
-        let d = put_f16(1.0 / iscale, &mut y[208..]);
-        for j in 0..16 {
-            let scale = nearest_int(iscale * scales[j]).min(127) as i8;
-            y[192 + j] = scale as u8;
-            recode(&x[16 * j..16 * j + 16], d * f32::from(scale), 32, &mut codes[16 * j..]);
-        }
-        pack_q6(&codes, y);
     }
 }
 
+/// Writes the unit and the scales, or zeros if there are none. Returns the scales as a reader will see them.
+#[inline(always)]
+fn put_q6_scales(scales: &[f32; 16], y: &mut [u8; 210]) -> Option<[f32; 16]> {
+    let (max, amax) = signed_max(scales);
+    if amax < GROUP_MAX_EPS {
+        y.fill(0);
+        return None;
+    }
+    let iscale = -128.0 / max;
+    let d = put_f16(1.0 / iscale, &mut y[208..]);
+    let mut units = [0.0; 16];
+    for j in 0..16 {
+        let scale = nearest_int(iscale * scales[j]).min(127) as i8;
+        y[192 + j] = scale as u8;
+        units[j] = d * f32::from(scale);
+    }
+    Some(units)
+}
+
 /// Four low bits and two high bits of each code.
+#[inline(always)]
 fn pack_q6(codes: &[u8; QK_K], y: &mut [u8; 210]) {
     for (n, half) in codes.as_chunks::<128>().0.iter().enumerate() {
         for l in 0..32 {
@@ -164,4 +199,159 @@ pub(super) fn dequantize_q6_k(blocks: &[u8], out: &mut [f32]) {
             }
         }
     }
+}
+
+/// The kernel of Q6_K: the sixteen sub-blocks of a super-block as two groups of eight.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum Q6_K {}
+
+impl Kernel for Q6_K {
+    #[inline(always)]
+    fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
+        let blocks = rows.values.as_chunks::<QK_K>().0;
+        for (k, (x, y)) in blocks.iter().zip(out.as_chunks_mut::<210>().0).enumerate() {
+            let columns = [to_columns::<L, 16>(l, &x[..128]), to_columns::<L, 16>(l, &x[128..])];
+            let mut weights = columns;
+            match rows.imatrix {
+                Some(im) => {
+                    let importance = column_slice(im, k);
+                    weights = [to_columns(l, &importance[..128]), to_columns(l, &importance[128..])];
+                }
+                None => {
+                    for w in weights.iter_mut().flatten() {
+                        *w = *w * *w;
+                    }
+                }
+            }
+            let found = lane_search::make_qx_quants(l, 32, &columns, &weights);
+            let Some(units) = put_q6_scales(&two_vectors(l, found[0].scale, found[1].scale), y) else { continue };
+            let mut codes = [0u8; QK_K];
+            final_codes(l, x, 32, &units, &mut codes);
+            for (j, d) in units.into_iter().enumerate() {
+                if d == 0.0 {
+                    searched_codes(l, &found[j / 8], j % 8, 32, &x[16 * j..16 * j + 16], &mut codes[16 * j..]);
+                }
+            }
+            pack_q6(&codes, y);
+        }
+    }
+}
+
+/// The kernel of Q3_K: two super-blocks at a time, as four groups of eight sub-blocks.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum Q3_K {}
+
+impl Kernel for Q3_K {
+    #[inline(always)]
+    fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
+        match rows.imatrix {
+            Some(im) => weighted_q3_k(l, rows.values, im, out),
+            None => plain_q3_k(l, rows.values, out),
+        }
+    }
+}
+
+#[inline(always)]
+fn plain_q3_k<L: Lanes>(l: L, values: &[f32], out: &mut [u8]) {
+    let blocks = values.as_chunks::<QK_K>().0;
+    for (xs, ys) in blocks.chunks(2).zip(out.as_chunks_mut::<110>().0.chunks_mut(2)) {
+        // A last one without a partner is searched twice.
+        let xs = [&xs[0], &xs[xs.len() - 1]];
+        let columns = [
+            to_columns::<L, 16>(l, &xs[0][..128]),
+            to_columns::<L, 16>(l, &xs[0][128..]),
+            to_columns::<L, 16>(l, &xs[1][..128]),
+            to_columns::<L, 16>(l, &xs[1][128..]),
+        ];
+        let (scales, searched, flat) = lane_search::make_q3_quants(l, 4, &columns);
+        for (b, y) in ys.iter_mut().enumerate() {
+            let scales = two_vectors(l, scales[2 * b], scales[2 * b + 1]);
+            let mut ls = [0u8; 16];
+            let d = q3_scales(&scales, &mut ls);
+            let units = put_q3_scales(d, &ls, y);
+            let mut codes = [0u8; QK_K];
+            final_codes(l, xs[b], 4, &units, &mut codes);
+            for (j, d) in units.into_iter().enumerate() {
+                if d == 0.0 {
+                    let (group, lane) = (2 * b + j / 8, j % 8);
+                    let flat = l.bits(flat[group]) >> lane & 1 == 1;
+                    for i in 0..16 {
+                        codes[16 * j + i] = if flat { 0 } else { (l.store(searched[group][i])[lane] + 4.0) as u8 };
+                    }
+                }
+            }
+            put_q3_codes(&codes, y);
+        }
+    }
+}
+
+#[inline(always)]
+fn weighted_q3_k<L: Lanes>(l: L, values: &[f32], imatrix: &[f32], out: &mut [u8]) {
+    let blocks = values.as_chunks::<QK_K>().0;
+    for (k, (x, y)) in blocks.iter().zip(out.as_chunks_mut::<110>().0).enumerate() {
+        let columns = [to_columns::<L, 16>(l, &x[..128]), to_columns::<L, 16>(l, &x[128..])];
+        let mut weights = columns;
+        let importance = column_slice(imatrix, k);
+        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
+        weigh(l, &mut weights[0], importance, sigma2);
+        weigh(l, &mut weights[1], &importance[128..], sigma2);
+        let mut sums = [l.splat(0.0); 2];
+        for (sum, w) in sums.iter_mut().zip(&weights) {
+            for w in w {
+                *sum = *sum + *w;
+            }
+        }
+        let found = lane_search::make_qx_quants(l, 4, &columns, &weights);
+        let mut ls = [0u8; 16];
+        let scales = two_vectors(l, found[0].scale, found[1].scale);
+        let d = make_qx_quants(32, &scales, &mut ls, Some(&two_vectors(l, sums[0], sums[1])));
+        let units = put_q3_scales(d, &ls, y);
+        let mut codes = [0u8; QK_K];
+        final_codes(l, x, 4, &units, &mut codes);
+        for (j, d) in units.into_iter().enumerate() {
+            if d == 0.0 {
+                searched_codes(l, &found[j / 8], j % 8, 4, &x[16 * j..16 * j + 16], &mut codes[16 * j..]);
+            }
+        }
+        put_q3_codes(&codes, y);
+    }
+}
+
+/// [`recode`] of a super-block; sub-blocks with a scale of zero come out as anything.
+#[inline(always)]
+fn final_codes<L: Lanes>(l: L, x: &[f32; QK_K], nmax: i32, units: &[f32; 16], codes: &mut [u8; QK_K]) {
+    for (j, (x, codes)) in x.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0).enumerate() {
+        let v = x.as_chunks::<LANES>().0;
+        let (first, second) = (l.splat(units[2 * j]), l.splat(units[2 * j + 1]));
+        *codes = l.store_u8x32([
+            final_code(l, &v[0], first, nmax),
+            final_code(l, &v[1], first, nmax),
+            final_code(l, &v[2], second, nmax),
+            final_code(l, &v[3], second, nmax),
+        ]);
+    }
+}
+
+#[inline(always)]
+fn final_code<L: Lanes>(l: L, x: &[f32; LANES], d: L::F32, nmax: i32) -> L::I32 {
+    let code = l.nearest_int(l.load(x) / d);
+    l.max_i(l.min_i(code, l.splat_i(nmax - 1)), l.splat_i(-nmax)) + l.splat_i(nmax)
+}
+
+/// The codes of the search for one sub-block, which a scale of zero leaves standing.
+#[inline(always)]
+fn searched_codes<L: Lanes>(l: L, found: &Symmetric<L>, lane: usize, nmax: i32, x: &[f32], codes: &mut [u8]) {
+    let iscale = l.store(found.iscale)[lane];
+    let flat = l.bits(found.flat) >> lane & 1 == 1;
+    for (c, v) in codes.iter_mut().zip(x) {
+        *c = if flat { 0 } else { (nearest_int(iscale * v).clamp(-nmax, nmax - 1) + nmax) as u8 };
+    }
+}
+
+#[inline(always)]
+fn two_vectors<L: Lanes>(l: L, a: L::F32, b: L::F32) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    out[..8].copy_from_slice(&l.store(a));
+    out[8..].copy_from_slice(&l.store(b));
+    out
 }

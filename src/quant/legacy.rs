@@ -12,6 +12,7 @@
 //! Without an importance matrix the scale follows from the extreme elements; with one it is searched.
 
 use super::Rows;
+use super::lane_search::{self, affine_code, symmetric_code};
 use super::lanes::{Kernel, LANES, Lanes};
 use super::plain::{f16_at, put_f16};
 use super::search::{AffineSearch, make_qkx_quants, make_qx_quants, signed_max, sum_of_squares, truncate_int};
@@ -288,4 +289,234 @@ pub(super) fn dequantize_q8_0(blocks: &[u8], out: &mut [f32]) {
             *v = f32::from(*c as i8) * d;
         }
     }
+}
+
+/// The kernels of the four types with 32 nibbles.
+pub(super) struct Nibbles<const NMAX: i32, const MIN: bool, const BYTES: usize>;
+/// The kernel of Q4_0.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) type Q4_0 = Nibbles<8, false, 18>;
+/// The kernel of Q5_0.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) type Q5_0 = Nibbles<16, false, 22>;
+/// The kernel of Q4_1.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) type Q4_1 = Nibbles<15, true, 20>;
+/// The kernel of Q5_1.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) type Q5_1 = Nibbles<31, true, 24>;
+
+impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Kernel for Nibbles<NMAX, MIN, BYTES> {
+    #[inline(always)]
+    fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
+        match rows.imatrix {
+            Some(im) => Self::weighted(l, rows, im, out),
+            None => Self::plain(l, rows.values, out),
+        }
+    }
+}
+
+impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Nibbles<NMAX, MIN, BYTES> {
+    /// Eight blocks at a time: their extremes and scales in lanes, then each block's codes.
+    #[inline(always)]
+    fn plain<L: Lanes>(l: L, values: &[f32], out: &mut [u8]) {
+        let (blocks, rest) = values.as_chunks::<QK>().0.as_chunks::<LANES>();
+        let (outs, rest_out) = out.as_chunks_mut::<BYTES>().0.as_chunks_mut::<LANES>();
+        let zero = l.splat(0.0);
+        for (xs, ys) in blocks.iter().zip(outs) {
+            let (mut largest, mut smallest) = ([zero; LANES], [zero; LANES]);
+            for (b, x) in xs.iter().enumerate() {
+                let v = x.as_chunks::<LANES>().0;
+                let v = [l.load(&v[0]), l.load(&v[1]), l.load(&v[2]), l.load(&v[3])];
+                largest[b] = l.max(l.max(v[0], v[1]), l.max(v[2], v[3]));
+                smallest[b] = l.min(l.min(v[0], v[1]), l.min(v[2], v[3]));
+            }
+            let max = max_over(l, l.transpose(largest));
+            let min = min_over(l, l.transpose(smallest));
+            // Which of two equal extremes came first is the reference's business: it decides signs.
+            let (d, doubtful) = if MIN {
+                ((max - min) / l.splat(NMAX as f32), l.eq(min, zero))
+            } else {
+                let minus_min = zero - min;
+                (l.select(l.lt(minus_min, max), max, min) / l.splat(-NMAX as f32), l.eq(minus_min, max))
+            };
+            let ids = l.store(l.select(l.eq(d, zero), zero, l.splat(1.0) / d));
+            let (ds, ms) = (l.store_i(l.f16_bits(d)), l.store_i(l.f16_bits(min)));
+            let mins = l.store(min);
+            let doubtful = l.bits(doubtful);
+            for b in 0..LANES {
+                let (y, id) = (&mut ys[b], l.splat(ids[b]));
+                if doubtful >> b & 1 == 1 {
+                    Self::reference(&xs[b], None, 0.0, y);
+                    continue;
+                }
+                let mut codes = [l.splat_i(0); 4];
+                for (c, v) in codes.iter_mut().zip(xs[b].as_chunks::<LANES>().0) {
+                    *c = if MIN {
+                        l.truncate((l.load(v) - l.splat(mins[b])) * id + l.splat(0.5))
+                    } else {
+                        l.truncate(l.load(v) * id + l.splat(NMAX as f32 + 0.5))
+                    };
+                    if NMAX != 31 {
+                        let top = if MIN { NMAX } else { 2 * NMAX - 1 };
+                        *c = l.min_i(*c, l.splat_i(top));
+                    }
+                }
+                y[..2].copy_from_slice(&(ds[b] as u16).to_le_bytes());
+                if MIN {
+                    y[2..4].copy_from_slice(&(ms[b] as u16).to_le_bytes());
+                }
+                Self::put_codes(l, codes, y);
+            }
+        }
+        for (x, y) in rest.iter().zip(rest_out) {
+            Self::reference(x, None, 0.0, y);
+        }
+    }
+
+    /// Sixteen blocks at a time, two groups of eight lanes.
+    #[inline(always)]
+    fn weighted<L: Lanes>(l: L, rows: Rows<'_>, imatrix: &[f32], out: &mut [u8]) {
+        let per_row = rows.row_len / QK;
+        let sigma2 = rows_sigma2(l, rows);
+        let blocks = rows.values.as_chunks::<QK>().0;
+        let importance = imatrix.as_chunks::<QK>().0;
+        let outs = out.as_chunks_mut::<BYTES>().0;
+        for (group, ys) in outs.chunks_mut(2 * LANES).enumerate() {
+            let mut columns = [[l.splat(0.0); QK]; 2];
+            let mut weights = columns;
+            for b in 0..2 {
+                let mut sigma = [0.0; LANES];
+                let (mut xs, mut im) = ([&blocks[0]; LANES], [&importance[0]; LANES]);
+                for i in 0..LANES {
+                    // Beyond the last block the last again.
+                    let k = (2 * LANES * group + LANES * b + i).min(blocks.len() - 1);
+                    (xs[i], im[i], sigma[i]) = (&blocks[k], &importance[k % per_row], sigma2[k / per_row]);
+                }
+                columns[b] = columns_of(l, xs);
+                let sigma = l.load(&sigma);
+                for ((w, v), q) in weights[b].iter_mut().zip(columns[b]).zip(columns_of(l, im)) {
+                    *w = q * l.sqrt(sigma + v * v);
+                }
+            }
+            let nmax = l.splat(NMAX as f32);
+            let mut scales = [[0; LANES]; 2];
+            let (mut mins, mut lows, mut iscales) = ([[0; LANES]; 2], [[0.0; LANES]; 2], [[0.0; LANES]; 2]);
+            let (mut flat, mut unsafe_lanes) = ([0; 2], [0; 2]);
+            if MIN {
+                let found = lane_search::make_qkx_quants(l, AffineSearch::weighted(NMAX), &columns, &weights);
+                for b in 0..2 {
+                    scales[b] = l.store_i(l.f16_bits(found[b].scale));
+                    mins[b] = l.store_i(l.f16_bits(lane_search::negate(l, found[b].minus_min)));
+                    (lows[b], iscales[b]) = (l.store(found[b].low), l.store(found[b].iscale));
+                    (flat[b], unsafe_lanes[b]) = (l.bits(found[b].flat), l.bits(found[b].unsafe_lanes));
+                }
+            } else {
+                let found = lane_search::make_qx_quants(l, NMAX, &columns, &weights);
+                for b in 0..2 {
+                    scales[b] = l.store_i(l.f16_bits(found[b].scale));
+                    (iscales[b], flat[b]) = (l.store(found[b].iscale), l.bits(found[b].flat));
+                }
+            }
+            for (i, y) in ys.iter_mut().enumerate() {
+                let k = 2 * LANES * group + i;
+                let (b, i) = (i / LANES, i % LANES);
+                if unsafe_lanes[b] >> i & 1 == 1 {
+                    Self::reference(&blocks[k], Some(&importance[k % per_row]), sigma2[k / per_row], y);
+                    continue;
+                }
+                let mut codes = [l.splat_i(0); 4];
+                if flat[b] >> i & 1 == 0 {
+                    let (iscale, low) = (l.splat(iscales[b][i]), l.splat(lows[b][i]));
+                    for (c, v) in codes.iter_mut().zip(blocks[k].as_chunks::<LANES>().0) {
+                        let v = l.load(v);
+                        *c = l.truncate(if MIN {
+                            affine_code(l, v, iscale, low, nmax)
+                        } else {
+                            symmetric_code(l, v, iscale, l.splat(-NMAX as f32), l.splat((NMAX - 1) as f32)) + nmax
+                        });
+                    }
+                }
+                y[..2].copy_from_slice(&(scales[b][i] as u16).to_le_bytes());
+                if MIN {
+                    y[2..4].copy_from_slice(&(mins[b][i] as u16).to_le_bytes());
+                }
+                Self::put_codes(l, codes, y);
+            }
+        }
+    }
+
+    /// Writes what comes after scale and minimum.
+    #[inline(always)]
+    fn put_codes<L: Lanes>(l: L, codes: [L::I32; 4], y: &mut [u8; BYTES]) {
+        let head = if MIN { 4 } else { 2 };
+        let mut nibbles = head;
+        if NMAX == 16 || NMAX == 31 {
+            let mut fifth = [0; 4];
+            for (bits, c) in fifth.iter_mut().zip(codes) {
+                *bits = l.bits(l.lt_i(l.splat_i(15), c)) as u8;
+            }
+            y[head..head + 4].copy_from_slice(&fifth);
+            nibbles += 4;
+        }
+        put_nibbles(&l.store_u8x32(codes), &mut y[nibbles..]);
+    }
+
+    /// One block by the reference.
+    fn reference(x: &[f32; QK], importance: Option<&[f32; QK]>, sigma2: f32, y: &mut [u8; BYTES]) {
+        let importance = importance.map(|im| &im[..]);
+        let codes =
+            if MIN { affine(NMAX, x, importance, sigma2, y) } else { symmetric(NMAX, x, importance, sigma2, y) };
+        let mut at = if MIN { 4 } else { 2 };
+        if NMAX == 16 || NMAX == 31 {
+            put_fifth_bits(&codes, &mut y[at..at + 4]);
+            at += 4;
+        }
+        put_nibbles(&codes, &mut y[at..]);
+    }
+}
+
+/// The mean square of each row, eight rows in the lanes.
+#[inline(always)]
+fn rows_sigma2<L: Lanes>(l: L, rows: Rows<'_>) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.values.len() / rows.row_len + LANES);
+    for eight in rows.values.chunks(LANES * rows.row_len) {
+        let mut xs = [eight; LANES];
+        for (i, x) in xs.iter_mut().enumerate() {
+            let row = i.min(eight.len() / rows.row_len - 1);
+            *x = &eight[row * rows.row_len..][..rows.row_len];
+        }
+        let mut sum = l.splat(0.0);
+        for c in (0..rows.row_len).step_by(LANES) {
+            let mut square = [l.splat(0.0); LANES];
+            for (v, x) in square.iter_mut().zip(xs) {
+                *v = l.load_at(&x[c..]);
+            }
+            for v in l.transpose(square) {
+                sum = sum + v * v;
+            }
+        }
+        out.extend(l.store(sum / l.splat(rows.row_len as f32)));
+    }
+    out
+}
+
+/// Vector i holds element i of eight blocks.
+#[inline(always)]
+fn columns_of<L: Lanes>(l: L, blocks: [&[f32; QK]; LANES]) -> [L::F32; QK] {
+    let mut columns = [l.splat(0.0); QK];
+    for (c, eight) in columns.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let mut square = [l.splat(0.0); LANES];
+        for (v, x) in square.iter_mut().zip(blocks) {
+            *v = l.load_at(&x[c * LANES..]);
+        }
+        *eight = l.transpose(square);
+    }
+    columns
+}
+
+/// The smallest of eight vectors, lane by lane.
+#[inline(always)]
+fn min_over<L: Lanes>(l: L, v: [L::F32; LANES]) -> L::F32 {
+    l.min(l.min(l.min(v[0], v[1]), l.min(v[2], v[3])), l.min(l.min(v[4], v[5]), l.min(v[6], v[7])))
 }
