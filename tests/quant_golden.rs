@@ -81,7 +81,8 @@ fn the_bytes_are_the_committed_ones_on_every_engine() {
             let got = line(ty, with, &engine_hash(engine, ty, with));
             assert!(committed.lines().any(|l| l == got), "{engine}: not in fixtures/quant_hashes.txt: {got}");
         }
-        if let Some(ggml) = ggml.as_ref().filter(|_| ty.is_quantized()) {
+        // The grid types assert, and so abort, where a block overflows: `quant_oracle.rs` compares what they can do.
+        if let Some(ggml) = ggml.as_ref().filter(|_| ty.is_quantized() && !ty.name().starts_with("IQ")) {
             let theirs = hash(ty, with, |row, row_len, imatrix, out| {
                 ggml.quantize(ty, row, row_len, imatrix, out);
                 to_gguf::quant::first_bad_block(ty, out).is_none()

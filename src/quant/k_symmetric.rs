@@ -237,8 +237,8 @@ impl Kernel for Q6_K {
     }
 }
 
-/// The kernel of Q3_K. Without an importance matrix each move waits for the one before: four super-blocks at a
-/// time, as eight groups of eight sub-blocks, fill the wait.
+/// The kernel of Q3_K. Without an importance matrix each move waits for the one before: two super-blocks at a
+/// time, as four groups of eight sub-blocks, fill the wait.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum Q3_K {}
 
@@ -255,8 +255,8 @@ impl Kernel for Q3_K {
 #[inline(always)]
 fn plain_q3_k<L: Lanes>(l: L, values: &[f32], out: &mut [u8]) {
     let blocks = values.as_chunks::<QK_K>().0;
-    for (xs, ys) in blocks.chunks(4).zip(out.as_chunks_mut::<110>().0.chunks_mut(4)) {
-        let mut columns = [[l.splat(0.0); 16]; 8];
+    for (xs, ys) in blocks.chunks(2).zip(out.as_chunks_mut::<110>().0.chunks_mut(2)) {
+        let mut columns = [[l.splat(0.0); 16]; 4];
         for (g, columns) in columns.iter_mut().enumerate() {
             // After the last one the last again.
             let x = &xs[(g / 2).min(xs.len() - 1)];
