@@ -153,18 +153,7 @@ fn open_gguf(request: &Request, path: &Path) -> Result<Opened, ConvertError> {
         .collect();
     let metadata = gguf.metadata().clone();
     let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("unknown").to_owned();
-    let context_length = metadata.get(&format!("{architecture}.context_length")).and_then(Value::as_u64);
-    let input = ModelfileInput {
-        from: Vec::new(),
-        adapter: None,
-        chat: ChatInput::of_gguf(gguf.file()),
-        generation_config: None,
-        context_length,
-        architecture: Some(architecture.clone()),
-        licenses: Vec::new(),
-        system: None,
-        messages: Vec::new(),
-    };
+    let input = ModelfileInput::of_gguf(gguf.file(), path);
     let stem = path.file_stem().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
     Ok(Opened {
         name: stem,

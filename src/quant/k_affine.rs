@@ -443,10 +443,7 @@ impl Kernel for Q2_K {
         for (k, (x, y)) in blocks.iter().zip(out.as_chunks_mut::<84>().0).enumerate() {
             let columns = [to_columns::<L, 16>(l, &x[..128]), to_columns::<L, 16>(l, &x[128..])];
             let mut weights = columns;
-            let importance = match rows.imatrix {
-                Some(im) => Some(column_slice(im, k)),
-                None => None,
-            };
+            let importance = rows.imatrix.map(|im| column_slice(im, k));
             let found = match importance {
                 Some(importance) => {
                     let sigma2 = sum_of_squares(x) / 256.0;

@@ -237,7 +237,8 @@ impl Kernel for Q6_K {
     }
 }
 
-/// The kernel of Q3_K: two super-blocks at a time, as four groups of eight sub-blocks.
+/// The kernel of Q3_K. Without an importance matrix each move waits for the one before: two super-blocks at a
+/// time, as four groups of eight sub-blocks, fill the wait.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum Q3_K {}
 
@@ -255,28 +256,26 @@ impl Kernel for Q3_K {
 fn plain_q3_k<L: Lanes>(l: L, values: &[f32], out: &mut [u8]) {
     let blocks = values.as_chunks::<QK_K>().0;
     for (xs, ys) in blocks.chunks(2).zip(out.as_chunks_mut::<110>().0.chunks_mut(2)) {
-        // A last one without a partner is searched twice.
-        let xs = [&xs[0], &xs[xs.len() - 1]];
-        let columns = [
-            to_columns::<L, 16>(l, &xs[0][..128]),
-            to_columns::<L, 16>(l, &xs[0][128..]),
-            to_columns::<L, 16>(l, &xs[1][..128]),
-            to_columns::<L, 16>(l, &xs[1][128..]),
-        ];
-        let (scales, searched, flat) = lane_search::make_q3_quants(l, 4, &columns);
+        let mut columns = [[l.splat(0.0); 16]; 4];
+        for (g, columns) in columns.iter_mut().enumerate() {
+            // After the last one the last again.
+            let x = &xs[(g / 2).min(xs.len() - 1)];
+            *columns = to_columns(l, &x[128 * (g % 2)..]);
+        }
+        let found = lane_search::make_q3_quants(l, 4, &columns);
         for (b, y) in ys.iter_mut().enumerate() {
-            let scales = two_vectors(l, scales[2 * b], scales[2 * b + 1]);
+            let scales = two_vectors(l, found[2 * b].scale, found[2 * b + 1].scale);
             let mut ls = [0u8; 16];
             let d = q3_scales(&scales, &mut ls);
             let units = put_q3_scales(d, &ls, y);
             let mut codes = [0u8; QK_K];
-            final_codes(l, xs[b], 4, &units, &mut codes);
+            final_codes(l, &xs[b], 4, &units, &mut codes);
             for (j, d) in units.into_iter().enumerate() {
                 if d == 0.0 {
                     let (group, lane) = (2 * b + j / 8, j % 8);
-                    let flat = l.bits(flat[group]) >> lane & 1 == 1;
+                    let flat = l.bits(found[group].flat) >> lane & 1 == 1;
                     for i in 0..16 {
-                        codes[16 * j + i] = if flat { 0 } else { (l.store(searched[group][i])[lane] + 4.0) as u8 };
+                        codes[16 * j + i] = if flat { 0 } else { (l.store(found[group].codes[i])[lane] + 4.0) as u8 };
                     }
                 }
             }

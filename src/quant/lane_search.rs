@@ -248,62 +248,85 @@ pub(super) fn make_qx_quants<L: Lanes, const N: usize, const B: usize>(
 /// The first guess, then its variations in their order.
 const FIRST_THEN_OTHERS: [i32; 19] = [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 
-/// `make_q3_quants` with do_rmse for `B` times eight sub-blocks of `N` elements: the scales, and the codes
-/// −nmax..nmax as floats. Lanes that have settled stay as they are while others move on.
+/// What `make_q3_quants` finds for eight sub-blocks of `N` elements.
+#[derive(Clone, Copy)]
+pub(super) struct Refined<L: Lanes, const N: usize> {
+    /// x ≈ scale·code.
+    pub(super) scale: L::F32,
+    /// The codes −nmax..nmax.
+    pub(super) codes: [L::F32; N],
+    /// Lanes whose elements are all but zero: their codes, as stored, are zero.
+    pub(super) flat: L::Mask,
+}
+
+/// `make_q3_quants` with do_rmse for `B` times eight sub-blocks of `N` elements. Lanes that have settled stay
+/// as they are while others move on.
 #[inline(always)]
 pub(super) fn make_q3_quants<L: Lanes, const N: usize, const B: usize>(
     l: L,
     nmax: i32,
     x: &[[L::F32; N]; B],
-) -> ([L::F32; B], [[L::F32; N]; B], [L::Mask; B]) {
+) -> [Refined<L, N>; B] {
     let zero = l.splat(0.0);
     let (low, high) = (l.splat(-nmax as f32), l.splat((nmax - 1) as f32));
     let (low_i, high_i) = (l.splat_i(-nmax), l.splat_i(nmax - 1));
-    let mut codes = [[zero; N]; B];
+    let mut found: [Refined<L, N>; B] = [Refined { scale: zero, codes: [zero; N], flat: l.lt(zero, zero) }; B];
     let (mut sumlx, mut suml2) = ([zero; B], [zero; B]);
-    let mut flat = [l.lt(zero, zero); B];
+    let (mut w, mut wx) = ([[zero; N]; B], [[zero; N]; B]);
     for b in 0..B {
         let (max, amax) = signed_max(l, &x[b]);
-        flat[b] = l.lt(amax, l.splat(GROUP_MAX_EPS));
+        found[b].flat = l.lt(amax, l.splat(GROUP_MAX_EPS));
         let iscale = low / max;
-        for (v, code) in x[b].iter().zip(&mut codes[b]) {
-            *code = symmetric_code(l, *v, iscale, low, high);
-            let w = *v * *v;
-            sumlx[b] = sumlx[b] + w * *v * *code;
-            suml2[b] = suml2[b] + w * *code * *code;
+        for i in 0..N {
+            let code = l.select(found[b].flat, zero, symmetric_code(l, x[b][i], iscale, low, high));
+            found[b].codes[i] = code;
+            w[b][i] = x[b][i] * x[b][i];
+            wx[b][i] = w[b][i] * x[b][i];
+            sumlx[b] = sumlx[b] + wx[b][i] * code;
+            suml2[b] = suml2[b] + w[b][i] * code * code;
         }
     }
-    for _ in 0..5 {
-        let mut changed = l.lt(zero, zero);
+    let mut active = [true; B];
+    for pass in 0..5 {
+        let mut changed = [l.lt(zero, zero); B];
         for i in 0..N {
             for b in 0..B {
-                let (v, old) = (x[b][i], codes[b][i]);
-                let w = v * v;
-                let wx = w * v;
-                let slx = sumlx[b] - wx * old;
-                let sl2 = suml2[b] - w * old * old;
+                if !active[b] {
+                    continue;
+                }
+                let (v, old) = (x[b][i], found[b].codes[i]);
+                let slx = sumlx[b] - wx[b][i] * old;
+                let sl2 = suml2[b] - w[b][i] * old * old;
                 // Far out of range where slx is tiny: only the integer form wraps as the reference does.
                 let new = l.nearest_int(v * sl2 / slx);
                 let new = l.to_f32(l.max_i(l.min_i(new, high_i), low_i));
-                let moves = l.lt(zero, slx) & !l.eq(new, old) & !flat[b];
-                let slx = slx + wx * new;
-                let sl2 = sl2 + w * new * new;
+                let moves = l.lt(zero, slx) & !(l.eq(new, old) | found[b].flat);
+                // At first some lane nearly always moves; later hardly any, and the branch is foreseen.
+                if pass >= 2 && !l.any(moves) {
+                    continue;
+                }
+                let slx = slx + wx[b][i] * new;
+                let sl2 = sl2 + w[b][i] * new * new;
                 let better = l.lt(sumlx[b] * sumlx[b] * sl2, slx * slx * suml2[b]);
                 let take = moves & l.lt(zero, sl2) & better;
-                codes[b][i] = l.select(take, new, old);
+                found[b].codes[i] = l.select(take, new, old);
                 sumlx[b] = l.select(take, slx, sumlx[b]);
                 suml2[b] = l.select(take, sl2, suml2[b]);
-                changed = changed | take;
+                changed[b] = changed[b] | take;
             }
         }
-        if !l.any(changed) {
+        let mut any = false;
+        for b in 0..B {
+            active[b] = active[b] && l.any(changed[b]);
+            any |= active[b];
+        }
+        if !any {
             break;
         }
     }
-    let mut scales = [zero; B];
     for b in 0..B {
-        let usable = l.lt(zero, suml2[b]) & !flat[b];
-        scales[b] = l.select(usable, sumlx[b] / suml2[b], zero);
+        let usable = l.lt(zero, suml2[b]) & !found[b].flat;
+        found[b].scale = l.select(usable, sumlx[b] / suml2[b], zero);
     }
-    (scales, codes, flat)
+    found
 }

@@ -520,3 +520,74 @@ fn columns_of<L: Lanes>(l: L, blocks: [&[f32; QK]; LANES]) -> [L::F32; QK] {
 fn min_over<L: Lanes>(l: L, v: [L::F32; LANES]) -> L::F32 {
     l.min(l.min(l.min(v[0], v[1]), l.min(v[2], v[3])), l.min(l.min(v[4], v[5]), l.min(v[6], v[7])))
 }
+
+/// The kernel of Q1_0: eight blocks at a time, their sums in lanes.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum Q1_0 {}
+
+impl Kernel for Q1_0 {
+    #[inline(always)]
+    fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
+        let (blocks, rest) = rows.values.as_chunks::<128>().0.as_chunks::<LANES>();
+        let (outs, rest_out) = out.as_chunks_mut::<18>().0.as_chunks_mut::<LANES>();
+        for (xs, ys) in blocks.iter().zip(outs) {
+            let mut sum = l.splat(0.0);
+            for c in (0..128).step_by(LANES) {
+                let mut square = [l.splat(0.0); LANES];
+                for (b, v) in square.iter_mut().enumerate() {
+                    *v = l.load_at(&xs[b][c..]);
+                    ys[b][2 + c / LANES] = l.bits(!l.lt(*v, l.splat(0.0))) as u8;
+                }
+                for v in l.transpose(square) {
+                    sum = sum + l.abs(v);
+                }
+            }
+            let ds = l.store_i(l.f16_bits(sum / l.splat(128.0)));
+            for (y, d) in ys.iter_mut().zip(ds) {
+                y[..2].copy_from_slice(&(d as u16).to_le_bytes());
+            }
+        }
+        q1_0(rest.as_flattened(), None, rest_out.as_flattened_mut());
+    }
+}
+
+/// The kernel of Q2_0: eight blocks at a time, their scales in lanes.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum Q2_0 {}
+
+impl Kernel for Q2_0 {
+    #[inline(always)]
+    fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
+        let (blocks, rest) = rows.values.as_chunks::<64>().0.as_chunks::<LANES>();
+        let (outs, rest_out) = out.as_chunks_mut::<18>().0.as_chunks_mut::<LANES>();
+        let zero = l.splat(0.0);
+        for (xs, ys) in blocks.iter().zip(outs) {
+            let mut largest = [zero; LANES];
+            for (m, x) in largest.iter_mut().zip(xs) {
+                for v in x.as_chunks::<LANES>().0 {
+                    *m = l.max(*m, l.abs(l.load(v)));
+                }
+            }
+            let d = max_over(l, l.transpose(largest));
+            let ids = l.store(l.select(l.lt(zero, d), l.splat(1.0) / d, zero));
+            let ds = l.store_i(l.f16_bits(d));
+            for b in 0..LANES {
+                let (y, id) = (&mut ys[b], l.splat(ids[b]));
+                y[..2].copy_from_slice(&(ds[b] as u16).to_le_bytes());
+                for (x, q) in xs[b].as_chunks::<32>().0.iter().zip(y[2..].as_chunks_mut::<8>().0) {
+                    let mut codes = [l.splat_i(0); 4];
+                    for (c, v) in codes.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                        let code = l.round_int(l.load(v) * id) + l.splat_i(1);
+                        *c = l.max_i(l.min_i(code, l.splat_i(3)), l.splat_i(0));
+                    }
+                    let bytes = l.store_u8x32(codes);
+                    for (q, four) in q.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                        let word = u32::from_le_bytes(*four);
+                        *q = (word | word >> 6 | word >> 12 | word >> 18) as u8;
+                    }
+                }
+            }
+        }
+        q2_0(rest.as_flattened(), None, rest_out.as_flattened_mut());
+    }
+}

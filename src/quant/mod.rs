@@ -297,3 +297,43 @@ fn check_finite(values: &[f32], row_len: usize, first_row: usize) -> Result<(), 
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_rows_are_named() {
+        let mut values = vec![0.5; 96];
+        let mut out = vec![0; 102];
+        values[70] = f32::NAN;
+        let refused = quantize_rows(GgmlType::Q8_0, &values, 32, None, &mut out).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "row 2 has NaN at column 6; the model's weights are damaged: use an intact copy"
+        );
+        values[70] = 3e38;
+        for engine in Engine::available() {
+            let refused = quantize_rows_with(engine, GgmlType::Q8_0, &values, 32, None, &mut out).unwrap_err();
+            assert_eq!(refused, QuantError::ScaleNotFinite { ty: GgmlType::Q8_0, row: 2, block: 0 });
+        }
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        let values = [1.0; 64];
+        let refused = quantize_rows(GgmlType::Q4_K, &values, 64, None, &mut [0; 144]).unwrap_err();
+        assert_eq!(refused, QuantError::RowNotBlocks { ty: GgmlType::Q4_K, row_len: 64, block: 256 });
+        let refused = quantize_rows(GgmlType::Q4_0, &values, 64, None, &mut [0; 35]).unwrap_err();
+        assert!(matches!(refused, QuantError::Size { expected: 36, bytes: 35, .. }));
+        let refused = quantize_rows(GgmlType::Q4_0, &values, 0, None, &mut []).unwrap_err();
+        assert!(matches!(refused, QuantError::RowNotBlocks { row_len: 0, .. }));
+        let refused = quantize_rows(GgmlType::Q4_0, &values, 32, Some(&[1.0; 64]), &mut [0; 36]).unwrap_err();
+        assert_eq!(refused, QuantError::ImatrixLength { expected: 32, actual: 64 });
+        let refused = quantize_rows(GgmlType::I32, &values, 32, None, &mut [0; 256]).unwrap_err();
+        assert_eq!(refused, QuantError::NotAnEncoding { ty: GgmlType::I32 });
+        let refused = dequantize_rows(GgmlType::Q8_0, &[0; 33], 32, &mut [0.0; 32]).unwrap_err();
+        assert!(matches!(refused, QuantError::Size { expected: 34, bytes: 33, .. }));
+        assert_eq!(quantize_rows(GgmlType::Q4_0, &[], 32, None, &mut []), Ok(()));
+    }
+}

@@ -108,3 +108,54 @@ pub(super) fn f32_to_bf16(values: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
 pub(super) fn bf16_to_f32(bytes: &[u8], out: &mut [f32]) {
     decode_bf16(bytes, out);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_survives_a_round_trip_and_every_bf16_too() {
+        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let mut values = vec![0.0; 65536];
+        let mut back = vec![0; all.len()];
+        decode_f16(&all, &mut values);
+        encode_f16(&values, &mut back);
+        for bits in 0..=u16::MAX {
+            let i = usize::from(bits) * 2;
+            let got = u16::from_le_bytes([back[i], back[i + 1]]);
+            // Hardware makes a NaN quiet when it widens it.
+            let nan = bits & 0x7c00 == 0x7c00 && bits & 0x3ff != 0;
+            assert_eq!(got, if nan { got & 0xfc00 | bits & 0x3ff | got & 0x200 } else { bits }, "{bits:04x}");
+        }
+        decode_bf16(&all, &mut values);
+        encode_bf16(&values, &mut back);
+        for bits in 0..=u16::MAX {
+            let i = usize::from(bits) * 2;
+            let nan = bits & 0x7fff > 0x7f80;
+            assert_eq!(u16::from_le_bytes([back[i], back[i + 1]]), if nan { bits | 64 } else { bits });
+        }
+    }
+
+    #[test]
+    fn halves_round_to_even_and_nan_keeps_its_payload() {
+        for (bits, f16, bf16) in [
+            (0x3f80_1000, 0x3c00, 0x3f80), // 1 + 2^-11: a tie for f16, to even
+            (0x3f80_3000, 0x3c02, 0x3f80),
+            (0x3f80_8000, 0x3c04, 0x3f80), // a tie for bf16
+            (0x3f81_8000, 0x3c0c, 0x3f82),
+            (0x477f_efff, 0x7bff, 0x4780),
+            (0x477f_f000, 0x7c00, 0x4780),
+            (0x3300_0000, 0x0000, 0x3300),
+            (0x3300_0001, 0x0001, 0x3300),
+            (0x7f80_0001, 0x7c01, 0x7fc0),
+            (0xffc0_2000, 0xfe01, 0xffc0),
+        ] {
+            let v = f32::from_bits(bits);
+            assert_eq!((f16_bits(v), bf16_bits(v)), (f16, bf16), "{bits:08x}");
+            let mut both = [0; 4];
+            encode_f16(&[v], &mut both[..2]);
+            encode_bf16(&[v], &mut both[2..]);
+            assert_eq!(both, [f16 as u8, (f16 >> 8) as u8, bf16 as u8, (bf16 >> 8) as u8]);
+        }
+    }
+}

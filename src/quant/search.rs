@@ -278,3 +278,24 @@ pub(super) fn make_qp_quants(nmax: i32, x: &[f32], codes: &mut [u8], weights: &[
     }
     if suml2 > 0.0 { sumlx / suml2 } else { 0.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_int_rounds_to_even_and_wraps_like_ggml() {
+        let cases = [(0.5, 0), (1.5, 2), (-2.5, -2), (7.49, 7), (4_194_303.0, 4_194_303), (4_194_304.0, -4_194_304)];
+        for (v, want) in cases {
+            assert_eq!(nearest_int(v), want, "{v}");
+        }
+        assert_eq!(nearest_int(f32::INFINITY), -4_194_304);
+    }
+
+    #[test]
+    fn truncate_int_is_cvttss2si() {
+        for (v, want) in [(2.9, 2), (-2.9, -2), (3e9, i32::MIN), (-3e9, i32::MIN), (f32::NAN, i32::MIN)] {
+            assert_eq!(truncate_int(v), want, "{v}");
+        }
+    }
+}

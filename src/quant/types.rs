@@ -186,8 +186,8 @@ static TABLE: &[Entry] = {
         block(TQ2_0, "TQ2_0", 256, 66, Ignored, ternary::tq2_0, None, ternary::dequantize_tq2_0, Scales::F16(&[64])),
         block(MXFP4, "MXFP4", 32, 17, Ignored, fp4::mxfp4, None, fp4::dequantize_mxfp4, Scales::Sound(fp4::mxfp4_is_sound)),
         block(NVFP4, "NVFP4", 64, 36, Ignored, fp4::nvfp4, None, fp4::dequantize_nvfp4, Scales::Any),
-        block(Q1_0, "Q1_0", 128, 18, Ignored, legacy::q1_0, None, legacy::dequantize_q1_0, Scales::F16(&[0])),
-        block(Q2_0, "Q2_0", 64, 18, Ignored, legacy::q2_0, None, legacy::dequantize_q2_0, Scales::F16(&[0])),
+        block(Q1_0, "Q1_0", 128, 18, Ignored, legacy::q1_0, Some(lanes::run::<legacy::Q1_0>), legacy::dequantize_q1_0, Scales::F16(&[0])),
+        block(Q2_0, "Q2_0", 64, 18, Ignored, legacy::q2_0, Some(lanes::run::<legacy::Q2_0>), legacy::dequantize_q2_0, Scales::F16(&[0])),
     ]
 };
 

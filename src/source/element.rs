@@ -109,6 +109,29 @@ fn fnuz(b: u8, mantissa_bits: u32) -> f32 {
     if b & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
+/// Rounds every value to the nearest of `precision` (F16 or BF16), ties to even; F32 changes nothing.
+pub(super) fn round_all(precision: GgmlType, values: &mut [f32]) {
+    match precision {
+        GgmlType::BF16 => {
+            for x in values {
+                let bits = x.to_bits();
+                let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
+                let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
+                *x = f32::from_bits(kept & 0xFFFF_0000);
+            }
+        }
+        GgmlType::F16 => {
+            let mut halves = [f16::ZERO; 256];
+            for part in values.chunks_mut(256) {
+                let halves = &mut halves[..part.len()];
+                halves.convert_from_f32_slice(part);
+                halves.convert_to_f32_slice(part);
+            }
+        }
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +154,22 @@ mod tests {
         assert_eq!(one(Dtype::F8_E4M3FNUZ, &[0x7F]), 240.0);
         assert_eq!(one(Dtype::F8_E5M2FNUZ, &[0x7F]), 57344.0);
         assert_eq!(one(Dtype::F8_E4M3FNUZ, &[0x01]), 2f32.powi(-10));
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_with_ties_to_even() {
+        let bits = [0x3F80_8000, 0x3F81_8000, 0x3F80_8001, 0x7F7F_FFFF, 0x7F80_0001, 0x8000_8000, 0xFF80_0000u32];
+        for (precision, round) in [
+            (GgmlType::BF16, (|x| half::bf16::from_f32(x).to_f32()) as fn(f32) -> f32),
+            (GgmlType::F16, |x| f16::from_f32(x).to_f32()),
+        ] {
+            let mut values = bits.map(f32::from_bits);
+            round_all(precision, &mut values);
+            for (x, b) in values.iter().zip(bits) {
+                let wanted = round(f32::from_bits(b));
+                assert!(x.to_bits() == wanted.to_bits() || x.is_nan() && wanted.is_nan(), "{b:x}: {x}");
+            }
+        }
     }
 
     #[test]

@@ -17,8 +17,8 @@ use serde_json::Value;
 use super::file::WeightFile;
 use super::safetensors::{self, Contents};
 use super::stored::Stored;
-use super::{SourceError, TensorSet};
-use crate::recipe::{Recipe, RowSource};
+use super::{SourceError, TensorSet, packed, torch};
+use crate::recipe::Recipe;
 
 /// The longest JSON file that is read; tokenizer files are read elsewhere.
 const MAX_JSON: u64 = 64 << 20;
@@ -55,6 +55,7 @@ pub struct ModelFolder {
     files: Vec<Arc<WeightFile>>,
     stored: StoredTensors,
     tensors: TensorSet,
+    packing: Option<&'static str>,
 }
 
 impl ModelFolder {
@@ -76,9 +77,9 @@ impl ModelFolder {
         }
         let generation_path = path.join("generation_config.json");
         let generation_config = generation_path.is_file().then(|| read_json(&generation_path)).transpose()?;
-        let (stored, _metadata, files) = open_weights_of(path)?;
-        let tensors = to_recipes(&stored);
-        Ok(ModelFolder { path: path.to_path_buf(), config, generation_config, files, stored, tensors })
+        let (stored, metadata, files) = open_weights_of(path)?;
+        let (tensors, packing) = packed::unpack(&stored, &config, &metadata, path)?;
+        Ok(ModelFolder { path: path.to_path_buf(), config, generation_config, files, stored, tensors, packing })
     }
 
     /// The folder.
@@ -122,6 +123,11 @@ impl ModelFolder {
     /// names.
     pub fn tensors(&self) -> TensorSet {
         self.tensors.clone()
+    }
+
+    /// The method that packed the weights (`bitsandbytes`, `gptq`, ..), where they are packed.
+    pub fn packing(&self) -> Option<&'static str> {
+        self.packing
     }
 
     /// The weight files, in the order in which they are read.
@@ -172,12 +178,14 @@ fn as_recipe(tensor: Stored) -> (String, Recipe) {
     (tensor.name().to_string(), Recipe::source(Arc::new(tensor)))
 }
 
-fn to_recipes(stored: &StoredTensors) -> TensorSet {
-    stored.values().cloned().map(as_recipe).collect()
-}
-
 fn open_any(path: &Path) -> Result<Contents, SourceError> {
-    safetensors::open(path)
+    let file = WeightFile::open(path)?;
+    // The length of a safetensors header may begin with the bytes of a zip or a pickle; its brace decides.
+    if !safetensors::looks_like(&file) && torch::looks_like(&file) {
+        torch::open(file)
+    } else {
+        safetensors::open(file)
+    }
 }
 
 /// A set of shards by file name: prefix and ending, and the name of the index.

@@ -8,10 +8,12 @@ mod error;
 mod file;
 mod folder;
 mod gguf;
+mod packed;
 mod resolve;
 mod safetensors;
 mod stored;
 mod tensors;
+mod torch;
 
 pub use error::SourceError;
 pub use file::WeightFile;

@@ -27,15 +27,16 @@ const MAX_HEADER: u64 = 100_000_000;
 pub(super) struct Contents {
     /// The file itself.
     pub(super) file: Arc<WeightFile>,
-    /// Tensors in order of their names.
+    /// Tensors in a converter's order: by name in safetensors, as stored in PyTorch files.
     pub(super) tensors: Vec<Stored>,
     /// The header's `__metadata__`.
     pub(super) metadata: HashMap<String, String>,
 }
 
 /// Opens a safetensors file and checks its header; no weight is read.
-pub(super) fn open(path: &Path) -> Result<Contents, SourceError> {
-    let file = Arc::new(WeightFile::open(path)?);
+pub(super) fn open(file: WeightFile) -> Result<Contents, SourceError> {
+    let file = Arc::new(file);
+    let path = file.path();
     let header = read_header(&file)?;
     let data_start = 8 + header.bytes;
     check_ranges(path, &header.tensors, file.size_bytes() - data_start)?;
@@ -55,6 +56,14 @@ pub(super) fn open(path: &Path) -> Result<Contents, SourceError> {
     }
     tensors.sort_by(|a, b| a.name().cmp(b.name()));
     Ok(Contents { file, tensors, metadata: header.metadata })
+}
+
+/// Whether the file begins as a safetensors file does: a plausible length, then a JSON object.
+pub(super) fn looks_like(file: &WeightFile) -> bool {
+    let mut start = [0u8; 9];
+    file.read_at(0, &mut start).is_ok()
+        && start[8] == b'{'
+        && u64::from_le_bytes(start[..8].try_into().unwrap_or_default()) <= MAX_HEADER
 }
 
 struct Header {

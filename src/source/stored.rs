@@ -49,6 +49,11 @@ impl Stored {
         &self.name
     }
 
+    /// Its shape.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
     /// Element type in the file.
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -182,6 +187,33 @@ impl Stored {
         }
         scratch.give_bytes(bytes);
         result
+    }
+
+    /// The same bytes as a vector of `U8`; `None` for a strided view.
+    pub(super) fn as_bytes(&self) -> Option<Stored> {
+        let (file, name) = (self.file.clone(), self.name.clone());
+        let shape = Shape::vector(self.size_bytes());
+        self.is_contiguous().then(|| Stored::new(file, name, Dtype::U8, shape, self.offset, None))
+    }
+
+    /// Reads the bytes of columns `cols` of rows `rows` as they are.
+    pub(super) fn read_window_bytes(
+        &self,
+        rows: Range<u64>,
+        cols: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let taken = ((cols.end - cols.start) * self.width()) as usize;
+        if taken == 0 {
+            return Ok(());
+        }
+        let len = self.shape.row_len();
+        if cols == (0..len) {
+            return self.read_elements(rows.start * len..rows.end * len, out);
+        }
+        out.chunks_exact_mut(taken)
+            .zip(rows)
+            .try_for_each(|(x, r)| self.read_elements(r * len + cols.start..r * len + cols.end, x))
     }
 
     /// All elements decoded: for tensors known to be small.

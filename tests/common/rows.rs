@@ -80,9 +80,9 @@ pub fn rows(kind: Kind, seed: u64, n: usize) -> Vec<f32> {
     for i in 0..n {
         if i % 32 == 0 {
             // 2^-140 .. 2^100, now and then the same for long.
-            let exponent = r.below(240) as i32 - 140;
+            let exponent = r.below(240) as i64 - 140;
             if r.below(3) > 0 {
-                scale = (exponent as f32).exp2();
+                scale = f64::from_bits(((1023 + exponent) as u64) << 52) as f32;
             }
         }
         let v = match kind {

@@ -1,0 +1,164 @@
+//! compressed-tensors (llm-compressor, vLLM): integers and floats of several widths.
+//!
+//! Each tensor's own parts decide: `weight_packed` of 32-bit words are integers, of bytes four-bit floats (NVFP4
+//! with a global scale that divides, MXFP4 with bare exponents); `weight` of int8 or E4M3 has a `weight_scale`.
+//! `w = (q - zero) * scale`, rounded once to the type of the scale; NVFP4 and the MX formats give bf16. Equals the
+//! library's `decompress` exactly.
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::fields::{Layout, e2m1_pairs};
+use super::grid::{Adjust, Codes, Grid, Scales, Zeros};
+use super::{Shelf, SourceError, type_of};
+use crate::quant::GgmlType;
+use crate::source::stored::Stored;
+
+/// What activations, caches and calibration leave behind.
+const IGNORED: [&str; 7] = [
+    ".input_scale",
+    ".input_zero_point",
+    ".input_global_scale",
+    ".output_scale",
+    ".output_zero_point",
+    ".k_scale",
+    ".v_scale",
+];
+
+/// Formats whose sparse or GPU-ordered weights are not read.
+const UNREAD: [&str; 5] = ["marlin-24", "sparse-24-bitmask", "sparse-bitmask", "mxfp6-pack-quantized", "mxfp6"];
+
+/// Unpacks every weight that has a scale.
+pub(super) fn unpack(shelf: &mut Shelf) -> Result<(), SourceError> {
+    let group_formats = shelf.config.get("config_groups").and_then(Value::as_object);
+    let formats = group_formats.into_iter().flatten().filter_map(|(_, g)| g.get("format"));
+    let sparse = shelf.config.pointer("/sparsity_config/format");
+    let unread = formats
+        .chain(shelf.config.get("format"))
+        .chain(sparse)
+        .filter_map(Value::as_str)
+        .find(|f| UNREAD.contains(f))
+        .map(str::to_string);
+    if let Some(format) = unread {
+        return Err(shelf.unsupported(format!("format {format} is not read")));
+    }
+    shelf.drop_ending(&IGNORED);
+    for module in shelf.bases(".weight_packed") {
+        unpack_packed(shelf, &module)?;
+    }
+    for module in shelf.bases(".weight_scale") {
+        unpack_plain(shelf, &module)?;
+    }
+    Ok(())
+}
+
+/// Widths of integers that the configuration mentions, and the size of blocks.
+fn widths(config: &Value) -> Vec<u32> {
+    let groups = config.get("config_groups").and_then(Value::as_object);
+    let bits = |g: &Value| g.pointer("/weights/num_bits").and_then(Value::as_u64).map(|b| b as u32);
+    let mut found: Vec<u32> = groups.into_iter().flatten().filter_map(|(_, g)| bits(g)).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn block_of(config: &Value) -> Option<(u64, u64)> {
+    let groups = config.get("config_groups").and_then(Value::as_object)?;
+    let block = groups.iter().find_map(|(_, g)| g.pointer("/weights/block_structure")?.as_array().cloned())?;
+    Some((block.first()?.as_u64()?, block.get(1)?.as_u64()?))
+}
+
+/// int8 or E4M3 elements.
+fn unpack_plain(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
+    let name = format!("{module}.weight");
+    let scale = shelf.need(&format!("{name}_scale"), &name)?;
+    let codes = shelf.need(&name, &name)?;
+    shelf.check_dtype(&name, &codes, &[Dtype::I8, Dtype::F8_E4M3, Dtype::F8_E5M2])?;
+    let exponents = matches!(scale.dtype(), Dtype::U8 | Dtype::F8_E8M0);
+    let precision = if exponents { GgmlType::BF16 } else { type_of(&scale) };
+    let shape = shelf.shape(&name, codes.shape().dims())?;
+    let block = block_of(&shelf.config);
+    let zeros = shelf.take(&format!("{name}_zero_point"));
+    if let Some(z) = &zeros
+        && z.shape() != scale.shape()
+    {
+        return Err(shelf.wrong(&name, format!("zero points of shape {} need {}", z.shape(), scale.shape())));
+    }
+    let scales = Scales::fit(shelf, &name, &shape, scale, block)?;
+    let groups = shelf.take(&format!("{name}_g_idx"));
+    let mut grid = Grid::new(shape, Codes::Elements(codes), scales, precision);
+    // The zero points of floats are all zero.
+    grid.zeros = zeros.filter(|z| z.dtype() == Dtype::I8).map(Zeros::Elements);
+    grid.groups = check_groups(shelf, &name, groups, grid.shape.row_len())?;
+    shelf.put(&name, &name, grid)
+}
+
+fn check_groups(
+    shelf: &Shelf,
+    name: &str,
+    groups: Option<Stored>,
+    columns: u64,
+) -> Result<Option<Stored>, SourceError> {
+    if let Some(g) = &groups {
+        shelf.check_shape(name, g, &[columns])?;
+        shelf.check_dtype(name, g, &[Dtype::I32])?;
+    }
+    Ok(groups)
+}
+
+fn unpack_packed(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
+    let name = format!("{module}.weight");
+    let packed = shelf.need(&format!("{name}_packed"), &name)?;
+    let scale = shelf.need(&format!("{name}_scale"), &name)?;
+    let Some(bytes) = packed.as_bytes() else { return Err(shelf.wrong(&name, "is a strided view")) };
+    if packed.dtype() == Dtype::U8 {
+        let mut dims = packed.shape().dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = last.saturating_mul(2);
+        }
+        let shape = shelf.shape(&name, dims)?;
+        let global = shelf.take(&format!("{name}_global_scale"));
+        let block = Some((1, if global.is_some() { 16 } else { 32 }));
+        let mut scales = Scales::fit(shelf, &name, &shape, scale, block)?;
+        if let Some(global) = global {
+            if global.shape().elements() != 1 && global.shape().elements() != shape.dims()[0] {
+                return Err(shelf.wrong(&name, format!("its global scale has shape {}", global.shape())));
+            }
+            scales = scales.adjusted(Adjust::DividedBy(global));
+        }
+        let grid = Grid::new(shape, Codes::Pairs(bytes, e2m1_pairs()), scales, GgmlType::BF16);
+        shelf.take(&format!("{name}_shape"));
+        return shelf.append(&name, grid);
+    }
+    shelf.check_dtype(&name, &packed, &[Dtype::I32])?;
+    let stated = shelf.need(&format!("{name}_shape"), &name)?;
+    if stated.shape().elements() != 2 {
+        return Err(shelf.wrong(&name, format!("its weight_shape holds {} numbers, not 2", stated.shape().elements())));
+    }
+    // Shapes fit a float exactly: no dimension reaches 2^24.
+    let stated: Vec<u64> = shelf.read(&name, stated.read_all_floats())?.iter().map(|&d| d as u64).collect();
+    let shape = shelf.shape(&name, stated)?;
+    let (rows, cols) = (shape.rows(), shape.row_len());
+    let words = packed.shape().row_len();
+    let layouts = [Layout::PerWord, Layout::Dense];
+    let fits = |b: u32| layouts.into_iter().find(|l| (1..=8).contains(&b) && l.words(b, cols) == words).map(|l| (b, l));
+    let found = widths(&shelf.config).into_iter().find_map(fits);
+    let Some((bits, layout)) = found.filter(|_| packed.shape().rows() == rows) else {
+        let given = packed.shape();
+        return Err(shelf.wrong(&name, format!("words of shape {given} do not hold {shape} in the configured width")));
+    };
+    let precision = type_of(&scale);
+    let offset = 1i32 << (bits - 1);
+    let scales = Scales::fit(shelf, &name, &shape, scale, None)?;
+    let zeros = shelf.take(&format!("{name}_zero_point"));
+    let groups = shelf.take(&format!("{name}_g_idx"));
+    let mut grid = Grid::new(shape, Codes::Fields { bytes, bits, layout, offset }, scales, precision);
+    if let Some(z) = zeros {
+        let columns = grid.scales.columns();
+        shelf.check_shape(&name, &z, &[layout.words(bits, rows), columns])?;
+        let Some(bytes) = z.as_bytes() else { return Err(shelf.wrong(&name, "is a strided view")) };
+        grid.zeros = Some(Zeros::Columns { bytes, bits, layout, columns, offset });
+    }
+    grid.groups = check_groups(shelf, &name, groups, cols)?;
+    shelf.append(&name, grid)
+}

@@ -1,0 +1,122 @@
+//! Codes of a few bits, turned into floats.
+
+use std::sync::LazyLock;
+
+/// The values of two codes in a byte, for every byte: eight bytes are fetched at once.
+pub(super) type PairTable = [[f32; 2]; 256];
+
+/// E2M1, the four-bit float of the OCP microscaling formats.
+pub(super) const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Two values per byte, the low nibble first.
+pub(super) fn low_first(values: &[f32; 16]) -> PairTable {
+    std::array::from_fn(|b| [values[b & 15], values[b >> 4]])
+}
+
+/// Two values per byte, the high nibble first.
+pub(super) fn high_first(values: &[f32; 16]) -> PairTable {
+    std::array::from_fn(|b| [values[b >> 4], values[b & 15]])
+}
+
+/// E2M1 pairs, low nibble first.
+pub(super) fn e2m1_pairs() -> &'static PairTable {
+    static TABLE: LazyLock<PairTable> = LazyLock::new(|| low_first(&E2M1));
+    &TABLE
+}
+
+/// Pairs of signed four-bit integers, low nibble first.
+pub(super) fn int4_pairs() -> &'static PairTable {
+    static TABLE: LazyLock<PairTable> =
+        LazyLock::new(|| low_first(&std::array::from_fn(|q| ((q as i32) ^ 8) as f32 - 8.0)));
+    &TABLE
+}
+
+/// Decodes pairs: `out` is twice as long as `bytes`.
+pub(super) fn decode_pairs(table: &PairTable, bytes: &[u8], out: &mut [f32]) {
+    let (pairs, _) = out.as_chunks_mut::<2>();
+    for (pair, &b) in pairs.iter_mut().zip(bytes) {
+        *pair = table[b as usize];
+    }
+}
+
+/// Unsigned fields of `bits` in a run of little-endian 32-bit words, least significant first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Layout {
+    /// One stream of bits over all words; a field may cross a border.
+    Dense,
+    /// As many whole fields per word as fit; spare high bits.
+    PerWord,
+}
+
+impl Layout {
+    /// Words that `count` fields take.
+    pub(super) fn words(self, bits: u32, count: u64) -> u64 {
+        match self {
+            Layout::Dense => (count * u64::from(bits)).div_ceil(32),
+            Layout::PerWord => count.div_ceil(u64::from(32 / bits)),
+        }
+    }
+
+    /// Field `i` of the words that `word` gives.
+    pub(super) fn field(self, bits: u32, i: u64, word: impl Fn(u64) -> u32) -> u32 {
+        let mask = if bits == 32 { u32::MAX } else { (1 << bits) - 1 };
+        match self {
+            Layout::PerWord => {
+                let per = u64::from(32 / bits);
+                word(i / per) >> (i % per * u64::from(bits)) & mask
+            }
+            Layout::Dense => {
+                let at = i * u64::from(bits);
+                let (k, shift) = (at / 32, (at % 32) as u32);
+                let low = word(k) >> shift;
+                let high = if shift + bits > 32 { word(k + 1) << (32 - shift) } else { 0 };
+                (low | high) & mask
+            }
+        }
+    }
+}
+
+/// Word `k` of a run of little-endian words; 0 beyond its end.
+pub(super) fn word(bytes: &[u8], k: u64) -> u32 {
+    let at = k as usize * 4;
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+/// Decodes fields minus `offset` from the words of one row.
+pub(super) fn decode_fields(layout: Layout, bits: u32, offset: i32, bytes: &[u8], out: &mut [f32]) {
+    if 32 % bits == 0 {
+        let (per, mask) = ((32 / bits) as usize, ((1u64 << bits) - 1) as u32);
+        for (part, bytes) in out.chunks_mut(per).zip(bytes.chunks_exact(4)) {
+            let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            for (i, x) in part.iter_mut().enumerate() {
+                *x = ((word >> (i as u32 * bits) & mask) as i32 - offset) as f32;
+            }
+        }
+        return;
+    }
+    for (i, x) in out.iter_mut().enumerate() {
+        *x = (layout.field(bits, i as u64, |k| word(bytes, k)) as i32 - offset) as f32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dense_fields_cross_word_borders() {
+        // 0, 1, 2, .. 7, 0, .. as three-bit fields, least significant first.
+        let mut stream = [0u8; 12];
+        for i in 0..32usize {
+            for b in 0..3 {
+                let at = i * 3 + b;
+                stream[at / 8] |= ((i >> b & 1) as u8) << (at % 8);
+            }
+        }
+        let mut out = [0.0; 32];
+        decode_fields(Layout::Dense, 3, 4, &stream, &mut out);
+        assert!(out.iter().enumerate().all(|(i, &x)| x == (i % 8) as f32 - 4.0), "{out:?}");
+        assert_eq!((Layout::Dense.words(3, 32), Layout::PerWord.words(3, 32)), (3, 4));
+    }
+}

@@ -1,0 +1,235 @@
+//! GPTQ (AutoGPTQ, GPTQModel, auto-round): 2, 3, 4 or 8 bits, with or without activation order.
+//!
+//! The file holds the transposed matrix: `qweight` is `[in * bits / 32, out]` words, a column of words being the
+//! stream of one output row's codes, least significant bits first. `qzeros` `[groups, out * bits / 32]` likewise
+//! along the rows, `scales` `[groups, out]`, `g_idx` `[in]` the group of each column.
+//!
+//! `w = round_to_scale_type(scale * (code - zero))`, exactly GPTQModel's `dequantize_weight`. Format `gptq` stores
+//! `zero - 1`: its writer subtracted a constant from whole words, so that it is added to whole words here (a zero
+//! point of 0 borrows from its neighbour); AutoGPTQ's readers add per field. `gptq_v2` stores the zero point.
+//!
+//! A chunk of rows is a strip of columns of the file: it is read once, as wide as the chunk.
+
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use super::fields::{Layout, word};
+use super::{Shelf, SourceError, awq, type_of};
+use crate::quant::GgmlType;
+use crate::recipe::{ReadError, RowSource, Scratch};
+use crate::shape::Shape;
+use crate::source::element;
+use crate::source::stored::Stored;
+
+/// How stored zero points become zero points.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum ZeroRule {
+    /// As stored.
+    Plain,
+    /// One more, carried over the whole word.
+    AddToWord,
+    /// One more in each field by itself.
+    AddToField,
+}
+
+/// Unpacks every `qweight`.
+pub(super) fn unpack(shelf: &mut Shelf) -> Result<(), SourceError> {
+    let format = shelf.text("checkpoint_format").or_else(|| shelf.text("format")).unwrap_or("gptq").to_string();
+    let marlin = shelf.config.get("is_marlin_format").and_then(|v| v.as_bool()) == Some(true);
+    let quantizer = shelf.config.pointer("/meta/quantizer");
+    let quantizer = quantizer.map(|q| q.as_array().and_then(|a| a.first()).unwrap_or(q));
+    let auto_gptq = quantizer.and_then(|q| q.as_str()).is_some_and(|q| q.starts_with("auto_gptq"));
+    if marlin {
+        return Err(shelf.unsupported("the weights are in the order of the Marlin GPU kernel"));
+    }
+    let rule = match format.as_str() {
+        "gptq" if auto_gptq => ZeroRule::AddToField,
+        "gptq" => ZeroRule::AddToWord,
+        "gptq_v2" => ZeroRule::Plain,
+        other => return Err(shelf.unsupported(format!("checkpoint_format {other} is not read"))),
+    };
+    for module in shelf.bases(".qweight") {
+        unpack_module(shelf, &module, rule)?;
+    }
+    Ok(())
+}
+
+/// auto-round writes the layout of GPTQ or of AWQ; `packing_format` tells.
+pub(super) fn unpack_auto_round(shelf: &mut Shelf) -> Result<(), SourceError> {
+    let packing = shelf.text("packing_format").unwrap_or("auto_round:auto_gptq").to_string();
+    match packing.rsplit(':').next().unwrap_or_default() {
+        "auto_gptq" | "gptq" => {
+            for module in shelf.bases(".qweight") {
+                unpack_module(shelf, &module, ZeroRule::AddToWord)?;
+            }
+            Ok(())
+        }
+        "auto_awq" | "awq" => awq::unpack(shelf),
+        _ => Err(shelf.unsupported(format!("packing_format {packing} is not read"))),
+    }
+}
+
+fn unpack_module(shelf: &mut Shelf, module: &str, rule: ZeroRule) -> Result<(), SourceError> {
+    let qweight = shelf.need(&format!("{module}.qweight"), module)?;
+    let qzeros = shelf.need(&format!("{module}.qzeros"), module)?;
+    let scales = shelf.need(&format!("{module}.scales"), module)?;
+    let g_idx = shelf.take(&format!("{module}.g_idx"));
+    shelf.check_dtype(module, &qweight, &[Dtype::I32])?;
+    shelf.check_dtype(module, &qzeros, &[Dtype::I32])?;
+    let (&[words, out], &[groups, zero_words], &[scale_groups, scale_out]) =
+        (qweight.shape().dims(), qzeros.shape().dims(), scales.shape().dims())
+    else {
+        return Err(shelf.wrong(module, "qweight, qzeros and scales are not all matrices"));
+    };
+    let bits = (zero_words * 32).checked_div(out).unwrap_or(0) as u32;
+    if !matches!(bits, 2 | 3 | 4 | 8) || zero_words * 32 != out * u64::from(bits) {
+        let shape = qzeros.shape();
+        return Err(
+            shelf.wrong(module, format!("qzeros of shape {shape} do not hold 2, 3, 4 or 8 bits for {out} rows"))
+        );
+    }
+    let inputs = words * 32 / u64::from(bits);
+    if (scale_groups, scale_out) != (groups, out) || groups == 0 || inputs == 0 {
+        return Err(shelf.wrong(module, format!("scales of shape {} need [{groups}, {out}]", scales.shape())));
+    }
+    let group = match g_idx {
+        Some(g_idx) => {
+            shelf.check_shape(module, &g_idx, &[inputs])?;
+            shelf.check_dtype(module, &g_idx, &[Dtype::I32])?;
+            Group::Index(g_idx)
+        }
+        None => Group::Every(match shelf.number("group_size") {
+            Some(size) if size > 0 && inputs.div_ceil(size) == groups => size,
+            _ => inputs.div_ceil(groups),
+        }),
+    };
+    let shape = shelf.shape(module, [out, inputs])?;
+    let precision = type_of(&scales);
+    let source = Gptq { shape, precision, bits, rule, qweight, qzeros, scales, group, groups };
+    shelf.append(&format!("{module}.weight"), source)
+}
+
+/// Which group a column is in.
+enum Group {
+    /// As many columns each.
+    Every(u64),
+    /// By a stored index.
+    Index(Stored),
+}
+
+struct Gptq {
+    shape: Shape,
+    precision: GgmlType,
+    bits: u32,
+    rule: ZeroRule,
+    qweight: Stored,
+    qzeros: Stored,
+    scales: Stored,
+    group: Group,
+    groups: u64,
+}
+
+impl Gptq {
+    /// Zero points of `rows`: `[groups, rows]`.
+    fn read_zeros(&self, rows: &Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        let bits = u64::from(self.bits);
+        let words = rows.start * bits / 32..(rows.end * bits).div_ceil(32);
+        let width = ((words.end - words.start) * 4) as usize;
+        let mut bytes = scratch.take_bytes(self.groups as usize * width);
+        self.qzeros.read_window_bytes(0..self.groups, words.clone(), &mut bytes)?;
+        let mask = (1u32 << self.bits) - 1;
+        let ones = match self.bits {
+            2 => 0x5555_5555,
+            4 => 0x1111_1111,
+            _ => 0x0101_0101,
+        };
+        let whole = self.rule == ZeroRule::AddToWord && self.bits != 3;
+        let each = u32::from(self.rule != ZeroRule::Plain && !whole);
+        let count = (rows.end - rows.start) as usize;
+        for (line, out) in bytes.chunks_exact(width).zip(out.chunks_exact_mut(count)) {
+            let at = |k: u64| word(line, k - words.start).wrapping_add(if whole { ones } else { 0 });
+            for (r, z) in rows.clone().zip(out) {
+                *z = (Layout::Dense.field(self.bits, r, at).wrapping_add(each) & mask) as f32;
+            }
+        }
+        scratch.give_bytes(bytes);
+        Ok(())
+    }
+
+    /// Codes of row `r` of a strip of `count` rows.
+    fn unpack_row(&self, strip: &[u8], r: usize, count: usize, out: &mut [f32]) {
+        let at = |k: u64| word(strip, k * count as u64 + r as u64);
+        if 32 % self.bits == 0 {
+            let (per, mask) = ((32 / self.bits) as usize, (1u32 << self.bits) - 1);
+            for (k, part) in out.chunks_mut(per).enumerate() {
+                let w = at(k as u64);
+                part.iter_mut().enumerate().for_each(|(i, x)| *x = (w >> (i as u32 * self.bits) & mask) as f32);
+            }
+        } else {
+            for (c, x) in out.iter_mut().enumerate() {
+                *x = Layout::Dense.field(self.bits, c as u64, at) as f32;
+            }
+        }
+    }
+}
+
+impl RowSource for Gptq {
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn precision(&self) -> GgmlType {
+        self.precision
+    }
+
+    fn read_rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let count = (rows.end - rows.start) as usize;
+        let inputs = self.shape.row_len() as usize;
+        let words = self.qweight.shape().rows();
+        let mut strip = scratch.take_bytes(words as usize * count * 4);
+        self.qweight.read_window_bytes(0..words, rows.clone(), &mut strip)?;
+        let len = self.groups as usize * count;
+        let (mut scales, mut zeros) = (scratch.take_floats(len), scratch.take_floats(len));
+        self.scales.read_window(0..self.groups, rows.clone(), &mut scales, scratch)?;
+        self.read_zeros(&rows, &mut zeros, scratch)?;
+        let index = match &self.group {
+            Group::Index(g_idx) => Some(g_idx.read_all_bytes()?),
+            Group::Every(_) => None,
+        };
+        for (r, out) in out.chunks_exact_mut(inputs).enumerate() {
+            self.unpack_row(&strip, r, count, out);
+            match (&index, &self.group) {
+                (Some(index), _) => {
+                    for (c, x) in out.iter_mut().enumerate() {
+                        let g = word(index, c as u64) as usize;
+                        if g >= self.groups as usize {
+                            let cause = format!("g_idx puts column {c} in group {} of {}", g as i32, self.groups);
+                            return Err(ReadError::new(self.describe(), cause));
+                        }
+                        *x = scales[g * count + r] * (*x - zeros[g * count + r]);
+                    }
+                }
+                (None, Group::Every(size)) => {
+                    for (g, part) in out.chunks_mut(*size as usize).enumerate() {
+                        let (scale, zero) = (scales[g * count + r], zeros[g * count + r]);
+                        part.iter_mut().for_each(|x| *x = scale * (*x - zero));
+                    }
+                }
+                (None, Group::Index(_)) => {}
+            }
+        }
+        scratch.give_bytes(strip);
+        scratch.give_floats(scales);
+        scratch.give_floats(zeros);
+        element::round_all(self.precision, out);
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        self.qweight.describe()
+    }
+}

@@ -1,0 +1,169 @@
+//! optimum-quanto: int8, float8, int4 and int2.
+//!
+//! Eight bits: `w = q * scale[row]`, rounded once. Four and two bits: the matrix is reshaped to groups
+//! `[n / g, g]`, whose rows are cut into bands, the first band in the lowest bits of each byte;
+//! `w = round(round(q * scale) - shift)`. Equals the library's `dequantize` exactly.
+
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use super::grid::{Codes, Grid, Scales};
+use super::{Shelf, SourceError, type_of};
+use crate::quant::GgmlType;
+use crate::recipe::{ReadError, RowSource, Scratch};
+use crate::shape::Shape;
+use crate::source::element;
+use crate::source::stored::Stored;
+
+/// Unpacks both forms.
+pub(super) fn unpack(shelf: &mut Shelf) -> Result<(), SourceError> {
+    for name in shelf.bases("._data._data") {
+        unpack_grouped(shelf, &name)?;
+    }
+    for name in shelf.bases("._data") {
+        let codes = shelf.need(&format!("{name}._data"), &name)?;
+        let scale = shelf.need(&format!("{name}._scale"), &name)?;
+        shelf.check_dtype(&name, &codes, &[Dtype::I8, Dtype::F8_E4M3, Dtype::F8_E5M2])?;
+        let precision = type_of(&scale);
+        let shape = shelf.shape(&name, codes.shape().dims())?;
+        let scales = Scales::fit(shelf, &name, &shape, scale, None)?;
+        let grid = Grid::new(shape, Codes::Elements(codes), scales, precision);
+        shelf.put(&format!("{name}._data"), &name, grid)?;
+    }
+    shelf.drop_ending(&[".input_scale", ".output_scale"]);
+    Ok(())
+}
+
+/// Bits of a weight from `quanto_qmap.json`: `{"module": {"weights": "qint4"}}`.
+fn bits_of(shelf: &Shelf, name: &str) -> Option<u32> {
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let kind = shelf.config.get(module).and_then(|m| m.get("weights")).or_else(|| shelf.config.get("weights"));
+    match kind.and_then(|k| k.as_str())? {
+        "qint4" | "int4" => Some(4),
+        "qint2" | "int2" => Some(2),
+        _ => None,
+    }
+}
+
+fn unpack_grouped(shelf: &mut Shelf, name: &str) -> Result<(), SourceError> {
+    let place = format!("{name}._data._data");
+    let codes = shelf.need(&place, name)?;
+    let scale = shelf.need(&format!("{name}._scale"), name)?;
+    let shift = shelf.need(&format!("{name}._shift"), name)?;
+    shelf.check_dtype(name, &codes, &[Dtype::U8])?;
+    let &[band, group] = codes.shape().dims() else {
+        return Err(shelf.wrong(name, format!("codes of shape {} are no matrix", codes.shape())));
+    };
+    let groups = scale.shape().elements();
+    let Some(bits) = bits_of(shelf, name) else {
+        return Err(shelf.wrong(name, "quanto_qmap.json does not say whether its codes have 4 or 2 bits"));
+    };
+    let per = u64::from(8 / bits);
+    if groups == 0 || shift.shape().elements() != groups || groups.div_ceil(per) != band {
+        let (c, s) = (codes.shape(), scale.shape());
+        return Err(shelf.wrong(name, format!("codes {c} of {bits} bits do not fit scales {s}")));
+    }
+    // The group is never longer than a row; the number of rows is that of the bias, or told by the configuration.
+    let Some(dims) = logical_dims(shelf, name, groups.saturating_mul(group)) else {
+        return Err(shelf.wrong(name, "its number of rows is neither told by a bias nor by the model's configuration"));
+    };
+    let shape = shelf.shape(name, dims)?;
+    let precision = type_of(&scale);
+    let integer_shift = matches!(shift.dtype(), Dtype::I8 | Dtype::U8);
+    shelf.put(&place, name, Grouped { shape, precision, codes, scale, shift, bits, band, group, integer_shift })
+}
+
+/// `[rows, columns]` of a weight of `elements`: from `X.bias`, or from the file's metadata where it has the shape.
+fn logical_dims(shelf: &Shelf, name: &str, elements: u64) -> Option<[u64; 2]> {
+    let module = name.strip_suffix(".weight")?;
+    let rows = match shelf.peek(&format!("{module}.bias")) {
+        Some(bias) => bias.shape().elements(),
+        None => rows_by_role(shelf, module)?,
+    };
+    (rows > 0 && elements % rows == 0).then(|| [rows, elements / rows])
+}
+
+/// Rows of the usual projections, from the model's configuration.
+fn rows_by_role(shelf: &Shelf, module: &str) -> Option<u64> {
+    let text = std::fs::read(shelf.folder.join("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let config = config.get("text_config").unwrap_or(&config);
+    let get = |k: &str| config.get(k).and_then(|v| v.as_u64());
+    let heads = get("num_attention_heads");
+    let head = get("head_dim").or_else(|| get("hidden_size")?.checked_div(heads?));
+    match module.rsplit('.').next()? {
+        "q_proj" => heads?.checked_mul(head?),
+        "k_proj" | "v_proj" => get("num_key_value_heads").or(heads)?.checked_mul(head?),
+        "o_proj" | "down_proj" => get("hidden_size"),
+        "gate_proj" | "up_proj" => get("intermediate_size"),
+        "lm_head" => get("vocab_size"),
+        _ => None,
+    }
+}
+
+struct Grouped {
+    shape: Shape,
+    precision: GgmlType,
+    codes: Stored,
+    scale: Stored,
+    shift: Stored,
+    bits: u32,
+    band: u64,
+    group: u64,
+    integer_shift: bool,
+}
+
+impl RowSource for Grouped {
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn precision(&self) -> GgmlType {
+        self.precision
+    }
+
+    fn read_rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let len = self.shape.row_len();
+        let (start, end) = (rows.start * len, rows.end * len);
+        let groups = start / self.group..(end - 1) / self.group + 1;
+        let count = (groups.end - groups.start) as usize;
+        let (mut scales, mut shifts) = (scratch.take_floats(count), scratch.take_floats(count));
+        self.scale.read_floats(groups.clone(), &mut scales, scratch)?;
+        self.shift.read_floats(groups.clone(), &mut shifts, scratch)?;
+        let mask = (1u8 << self.bits) - 1;
+        let mut line = scratch.take_bytes(self.group as usize);
+        let mut at = start;
+        while at < end {
+            let (row, column) = (at / self.group, at % self.group);
+            let run = (self.group - column).min(end - at);
+            let line = &mut line[..run as usize];
+            let first = row % self.band * self.group + column;
+            self.codes.read_elements(first..first + run, line)?;
+            let by = self.bits * (row / self.band) as u32;
+            let g = (row - groups.start) as usize;
+            let out = &mut out[(at - start) as usize..(at - start + run) as usize];
+            out.iter_mut().zip(&*line).for_each(|(x, &b)| *x = f32::from(b >> by & mask));
+            if self.integer_shift {
+                out.iter_mut().for_each(|x| *x = (*x - shifts[g]) * scales[g]);
+            } else {
+                out.iter_mut().for_each(|x| *x *= scales[g]);
+                element::round_all(self.precision, out);
+                out.iter_mut().for_each(|x| *x -= shifts[g]);
+            }
+            element::round_all(self.precision, out);
+            at += run;
+        }
+        scratch.give_bytes(line);
+        scratch.give_floats(scales);
+        scratch.give_floats(shifts);
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        self.codes.describe()
+    }
+}
