@@ -59,11 +59,6 @@ impl Module {
     pub(super) fn rest(&self) -> impl Iterator<Item = &Tensor> {
         self.parts.values()
     }
-
-    /// Any of its tensors, to name the module in a message.
-    pub(super) fn any(&self) -> Option<&Tensor> {
-        self.parts.values().next()
-    }
 }
 
 /// A tensor of the model itself that the adapter's file holds.
@@ -114,6 +109,7 @@ impl Contents {
         };
         let mut modules: IndexMap<(String, usize), Module> = IndexMap::new();
         let mut saved: IndexMap<(String, String), Saved> = IndexMap::new();
+        let mut copies = Vec::new();
         for (key, tensor) in keys {
             if key.adapter.is_some() && key.adapter != wanted {
                 continue;
@@ -125,6 +121,7 @@ impl Contents {
             };
             match key.part {
                 Part::Original(_) => {}
+                Part::Copy(leaf) => copies.push(Saved { module: key.module, leaf, tensor }),
                 Part::Parameter(part) => {
                     let module = modules.entry((key.module.clone(), key.depth)).or_insert_with(|| Module {
                         name: key.module,
@@ -144,6 +141,9 @@ impl Contents {
                     saved.insert(place, Saved { module: key.module, leaf, tensor });
                 }
             }
+        }
+        for copy in copies {
+            saved.entry((copy.module.clone(), copy.leaf.clone())).or_insert(copy);
         }
         Ok(Contents { modules: modules.into_values().collect(), saved: saved.into_values().collect(), names })
     }

@@ -241,11 +241,10 @@ impl Draft {
         self.resized.get(name)
     }
 
-    /// The tensors that replace a tensor whole: `None` where anything else changes it.
-    pub(super) fn replacements(&self, name: &str) -> Option<Vec<&Tensor>> {
-        let placed = self.edits.get(name)?;
-        let all = placed.iter().all(|p| p.edit.kind == REPLACED);
-        all.then(|| placed.iter().flat_map(|p| &p.edit.parts).collect())
+    /// The changes of a tensor: each one's kind, and the adapter's tensors that it is made of.
+    pub(super) fn parts(&self, name: &str) -> Vec<(&'static str, Vec<&Recipe>)> {
+        let placed = self.edits.get(name).map(Vec::as_slice).unwrap_or_default();
+        placed.iter().map(|p| (p.edit.kind, p.edit.parts.iter().map(|t| &t.recipe).collect())).collect()
     }
 
     /// The kinds of a tensor's changes; `None` where there are none.

@@ -36,6 +36,9 @@ pub(super) enum Part {
     Saved(String),
     /// A copy of the untouched module that a wrapper kept: it changes nothing.
     Original(String),
+    /// The wrapper's own copy of a trained module. PEFT writes it beside the plain name when the vocabulary was
+    /// resized; it counts where the plain name is missing.
+    Copy(String),
 }
 
 /// A tensor's name, understood.
@@ -94,14 +97,17 @@ impl Key {
 
     fn saved(words: &[&str]) -> Key {
         let mut kept: Vec<&str> = Vec::with_capacity(words.len());
-        let (mut adapter, mut original) = (None, false);
+        let (mut adapter, mut original, mut copy) = (None, false, false);
         let mut at = 0;
         while at < words.len() {
             match words[at] {
-                "modules_to_save" if at + 2 < words.len() => {
-                    adapter = Some(words[at + 1].to_string());
-                    at += 1;
-                }
+                "modules_to_save" => match words.len() - at {
+                    0..=2 => copy = true,
+                    _ => {
+                        adapter = Some(words[at + 1].to_string());
+                        at += 1;
+                    }
+                },
                 "original_module" => original = true,
                 "base_layer" => {}
                 word => kept.push(word),
@@ -112,7 +118,11 @@ impl Key {
             Some((leaf, module)) => (module.join("."), leaf.to_string()),
             None => (String::new(), String::new()),
         };
-        let part = if original { Part::Original(leaf) } else { Part::Saved(leaf) };
+        let part = match (original, copy) {
+            (true, _) => Part::Original(leaf),
+            (false, true) => Part::Copy(leaf),
+            (false, false) => Part::Saved(leaf),
+        };
         Key { module, depth: 0, part, adapter }
     }
 }
@@ -160,6 +170,7 @@ mod tests {
             is(name, "lm_head", 0, Part::Saved("weight".into()), Some("default"));
         }
         is("base_model.model.lm_head.base_layer.weight", "lm_head", 0, Part::Saved("weight".into()), None);
+        is("base_model.model.lm_head.modules_to_save.weight", "lm_head", 0, Part::Copy("weight".into()), None);
         is("base_model.model.lm_head.original_module.weight", "lm_head", 0, Part::Original("weight".into()), None);
     }
 }

@@ -11,6 +11,7 @@ use super::change::{Addend, Effect};
 use super::contents::{Module, Tensor};
 use super::dora::{self, Axis};
 use super::draft::{Context, Edit, Target};
+use super::experts;
 use super::lowrank::Factors;
 use crate::recipe::{ReadError, Recipe, Scratch};
 use crate::shape::Shape;
@@ -18,8 +19,11 @@ use crate::shape::Shape;
 /// PEFT's value of `lora_alpha` where the config has none.
 const DEFAULT_ALPHA: f64 = 8.0;
 
-/// Plans what the LoRA parameters of a module change.
-pub(super) fn plan(mut module: Module, cx: &mut Context) -> Result<(), AdapterError> {
+/// Plans what the LoRA parameters of a module change; `wrappers` is how many sets of them the module has.
+pub(super) fn plan(mut module: Module, wrappers: usize, cx: &mut Context) -> Result<(), AdapterError> {
+    if module.has("lora_A") && (wrappers > 1 || !experts::targeted(&module.name, cx)?.is_empty()) {
+        return experts::plan(module, wrappers, cx);
+    }
     if let Some(tokens) = module.take("trainable_tokens_delta") {
         super::saved::trainable_tokens(&module.name, tokens, cx)?;
     }

@@ -14,6 +14,7 @@ mod contents;
 mod dora;
 mod draft;
 mod error;
+mod experts;
 mod keys;
 mod lazy;
 mod lora;

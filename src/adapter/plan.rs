@@ -1,10 +1,12 @@
 //! From adapters to changes: each kind's rule is asked in turn, tied heads are untied where the merge parts them,
 //! and what looks wrong without being wrong is told.
 
+use std::collections::HashMap;
+
 use indexmap::IndexMap;
 
 use super::config::AdapterConfig;
-use super::draft::{Context, Draft};
+use super::draft::{Context, Draft, REPLACED};
 use super::names::Names;
 use super::{Adapter, AdapterError, BaseInfo, MergeOptions, MergeSummary, TensorChange, lora, saved};
 use crate::recipe::{Recipe, Scratch};
@@ -44,7 +46,7 @@ pub(super) fn refuse_by_kind(config: &AdapterConfig, label: &str) -> Result<(), 
     if let Some((kind, reason)) = NOT_WEIGHTS.iter().find(|(name, _)| *name == kind) {
         return Err(refuse(format!("an adapter of type {kind}"), reason, other_kind));
     }
-    if kind != "LORA" {
+    if !["LORA", "TRAINABLE_TOKENS"].contains(&kind.as_str()) {
         return Err(refuse(format!("an adapter of type {kind}"), "its merge rule is not known here", other_kind));
     }
     if config.get("alora_invocation_tokens").is_some() {
@@ -89,8 +91,14 @@ pub fn apply(
         for tensor in contents.saved {
             saved::replace(tensor, &mut cx)?;
         }
+        let mut wrappers: HashMap<String, usize> = HashMap::new();
+        for module in &contents.modules {
+            let most = wrappers.entry(module.name.clone()).or_default();
+            *most = (*most).max(module.depth + 1);
+        }
         for module in contents.modules {
-            lora::plan(module, &mut cx)?;
+            let wrappers = wrappers.get(&module.name).copied().unwrap_or(1);
+            lora::plan(module, wrappers, &mut cx)?;
         }
     }
     let head = part_head(&mut draft, tensors, &names, base, &mut summary)?;
@@ -123,7 +131,7 @@ fn part_head(
     if draft.only_tokens(embedding) && !draft.changes(&head) {
         return Ok(None);
     }
-    if draft.same_replacement(embedding, &head)? {
+    if draft.same_changes(embedding, &head)? {
         draft.forget(&head);
         return Ok(None);
     }
@@ -149,15 +157,27 @@ impl Draft {
         self.kinds(name).is_some_and(|mut kinds| kinds.all(|k| k == saved::TOKENS))
     }
 
-    /// Whether both tensors are replaced by equal ones.
-    fn same_replacement(&self, one: &str, other: &str) -> Result<bool, AdapterError> {
-        let (Some(one), Some(other)) = (self.replacements(one), self.replacements(other)) else {
+    /// Whether an embedding and its head change in the same way: replaced by equal tensors, or by factors of LoRA
+    /// that are each other's, as `ensure_weight_tying` makes them.
+    fn same_changes(&self, embedding: &str, head: &str) -> Result<bool, AdapterError> {
+        let (one, other) = (self.parts(embedding), self.parts(head));
+        if one.len() != other.len() || one.is_empty() {
             return Ok(false);
-        };
-        match (one.as_slice(), other.as_slice()) {
-            ([one], [other]) => Ok(equal(&one.recipe, &other.recipe)?),
-            _ => Ok(false),
         }
+        for ((kind, one), (other_kind, other)) in one.iter().zip(&other) {
+            let same = match (*kind, one.as_slice(), other.as_slice()) {
+                _ if kind != other_kind => false,
+                (REPLACED, [one], [other]) => equal(one, other)?,
+                ("LoRA", [a, b], [head_a, head_b]) => {
+                    equal(&(*a).clone().transposed()?, head_b)? && equal(&(*b).clone().transposed()?, head_a)?
+                }
+                _ => false,
+            };
+            if !same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

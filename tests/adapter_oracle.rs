@@ -1,0 +1,119 @@
+//! Every form of adapter against PEFT's own merge. `tests/oracle/adapters.py` makes the cases; without them (the
+//! variable TO_GGUF_ADAPTER_CASES names their folder) this test says that it did not run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use to_gguf::adapter::{Adapter, BaseInfo, MergeDtype, MergeOptions, apply};
+use to_gguf::recipe::{Recipe, Scratch};
+use to_gguf::source::ModelFolder;
+
+/// Largest difference between ours and the reference, in units of the tensor's largest value.
+const TOLERANCE: f64 = 1e-6;
+
+/// Share of elements that may differ in a 16-bit merge: sums of another order fall on the other side of a
+/// rounding boundary now and then.
+const ROUNDED_DIFFERENTLY: f64 = 1e-3;
+
+fn values(recipe: &Recipe) -> Vec<f32> {
+    let mut out = vec![0.0; recipe.shape().elements() as usize];
+    // Rows in uneven pieces, so that a form that depends on the chunk would show.
+    let (rows, cols) = (recipe.shape().rows(), recipe.shape().row_len());
+    let mut scratch = Scratch::default();
+    let mut start = 0;
+    for step in (0..).map(|i| 1 + i % 7) {
+        if start >= rows {
+            break;
+        }
+        let end = rows.min(start + step);
+        let piece = &mut out[(start * cols) as usize..(end * cols) as usize];
+        recipe.rows(start..end, piece, &mut scratch).unwrap_or_else(|e| panic!("{e}"));
+        start = end;
+    }
+    out
+}
+
+/// The worst tensor of a case, or what went wrong.
+fn run(case: &Path) -> Result<(f64, String, usize), String> {
+    let text = std::fs::read_to_string(case.join("case.json")).map_err(|e| e.to_string())?;
+    let settings: serde_json::Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+    let dtype = match settings["dtype"].as_str() {
+        Some("bf16") => MergeDtype::Bf16,
+        Some("f16") => MergeDtype::F16,
+        _ => MergeDtype::F32,
+    };
+    let mut adapters = Vec::new();
+    for entry in settings["adapters"].as_array().into_iter().flatten() {
+        let folder = case.join(entry[0].as_str().unwrap_or_default());
+        let adapter = Adapter::open(&folder, None).map_err(|e| e.to_string())?;
+        adapters.push((adapter, entry[1].as_f64().unwrap_or(1.0) as f32));
+    }
+    let model = ModelFolder::open(case.join("model")).map_err(|e| e.to_string())?;
+    let reference = ModelFolder::open(case.join("reference")).map_err(|e| e.to_string())?.tensors();
+    let mut ours = model.tensors();
+    let base = BaseInfo::new("model", model.config());
+    let summary = apply(&adapters, &mut ours, &base, &MergeOptions { dtype }).map_err(|e| e.to_string())?;
+    let mut worst = (0f64, String::new());
+    let mut compared = 0;
+    for (name, reference) in reference.iter() {
+        let mine = ours.get(name).or_else(|| {
+            let tied = name == "lm_head.weight";
+            let embedding = ["model.embed_tokens.weight", "transformer.wte.weight"];
+            embedding.iter().find_map(|e| ours.get(e)).filter(|_| tied)
+        });
+        let Some(mine) = mine else { return Err(format!("no {name}")) };
+        if mine.shape() != reference.shape() {
+            return Err(format!("{name}: ours is {}, the reference {}", mine.shape(), reference.shape()));
+        }
+        let (a, b) = (values(mine), values(reference));
+        let error = if dtype == MergeDtype::F32 {
+            let largest = b.iter().fold(0f64, |m, x| m.max(f64::from(x.abs()))).max(f64::MIN_POSITIVE);
+            a.iter().zip(&b).fold(0f64, |m, (x, y)| m.max((f64::from(*x) - f64::from(*y)).abs())) / largest
+        } else {
+            a.iter().zip(&b).filter(|(x, y)| x.to_bits() != y.to_bits()).count() as f64 / a.len() as f64
+        };
+        compared += 1;
+        if error > worst.0 || error.is_nan() {
+            worst = (error, name.to_string());
+        }
+    }
+    if summary.changes.is_empty() {
+        return Err("nothing changed".into());
+    }
+    if let Some(name) = &summary.untied_head
+        && !ours.contains(name)
+    {
+        return Err(format!("{name} was promised"));
+    }
+    let limit = if dtype == MergeDtype::F32 { TOLERANCE } else { ROUNDED_DIFFERENTLY };
+    if worst.0 > limit || worst.0.is_nan() {
+        return Err(format!("{:.2e} in {}", worst.0, worst.1));
+    }
+    Ok((worst.0, worst.1, compared))
+}
+
+#[test]
+fn every_form_equals_the_merge_of_peft() {
+    let Ok(folder) = std::env::var("TO_GGUF_ADAPTER_CASES") else {
+        eprintln!("skipped: TO_GGUF_ADAPTER_CASES does not name the cases that tests/oracle/adapters.py makes");
+        return;
+    };
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{folder}: {e}"));
+    let results: BTreeMap<String, _> = entries
+        .filter_map(Result::ok)
+        .filter(|e| e.path().join("case.json").is_file())
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), run(&e.path())))
+        .collect();
+    let mut failed = 0;
+    for (name, result) in &results {
+        match result {
+            Ok((error, tensor, compared)) => eprintln!("{name:32} ok      {error:.1e} of {compared} tensors ({tensor})"),
+            Err(cause) => {
+                failed += 1;
+                eprintln!("{name:32} FAILED  {cause}");
+            }
+        }
+    }
+    eprintln!("{} of {} cases agree with PEFT", results.len() - failed, results.len());
+    assert!(failed == 0 && !results.is_empty());
+}
