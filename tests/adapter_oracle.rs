@@ -107,7 +107,9 @@ fn every_form_equals_the_merge_of_peft() {
     let mut failed = 0;
     for (name, result) in &results {
         match result {
-            Ok((error, tensor, compared)) => eprintln!("{name:32} ok      {error:.1e} of {compared} tensors ({tensor})"),
+            Ok((error, tensor, compared)) => {
+                eprintln!("{name:32} ok      {error:.1e} of {compared} tensors ({tensor})")
+            }
             Err(cause) => {
                 failed += 1;
                 eprintln!("{name:32} FAILED  {cause}");

@@ -79,6 +79,8 @@ pub(super) struct Contents {
     pub(super) modules: Vec<Module>,
     /// Tensors of the model itself.
     pub(super) saved: Vec<Saved>,
+    /// Parameters that belong to no module, since all share them.
+    pub(super) shared: IndexMap<String, Tensor>,
     /// The adapters' names that the file still has.
     pub(super) names: Vec<String>,
 }
@@ -145,6 +147,8 @@ impl Contents {
         for copy in copies {
             saved.entry((copy.module.clone(), copy.leaf.clone())).or_insert(copy);
         }
-        Ok(Contents { modules: modules.into_values().collect(), saved: saved.into_values().collect(), names })
+        let shared = modules.shift_remove(&(String::new(), 0)).map(|m| m.parts).unwrap_or_default();
+        let (modules, saved) = (modules.into_values().collect(), saved.into_values().collect());
+        Ok(Contents { modules, saved, shared, names })
     }
 }

@@ -1,5 +1,6 @@
 //! The changes that adapters make, collected by tensor before any recipe is touched.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -74,6 +75,20 @@ struct Placed {
 pub(super) struct Draft {
     edits: IndexMap<String, Vec<Placed>>,
     resized: IndexMap<String, Recipe>,
+    /// Names of shared parameters that some module made use of.
+    pub(super) shared_used: HashSet<String>,
+}
+
+/// The weight of a module, and which of its dimensions are the layer's inputs and outputs.
+pub(super) struct Weight {
+    /// The tensor.
+    pub(super) target: Target,
+    /// Outputs of the layer.
+    pub(super) outputs: u64,
+    /// Inputs of the layer, times the kernel's size for a convolution.
+    pub(super) inputs: u64,
+    /// Whether it is stored `[inputs, outputs]`.
+    pub(super) transposed: bool,
 }
 
 /// What planning one adapter's changes needs to know.
@@ -90,6 +105,8 @@ pub(super) struct Context<'a> {
     pub(super) tensors: &'a TensorSet,
     /// Their names.
     pub(super) names: &'a Names,
+    /// Parameters that belong to no module.
+    pub(super) shared: &'a IndexMap<String, Tensor>,
     /// The changes so far.
     pub(super) draft: &'a mut Draft,
 }
@@ -122,6 +139,36 @@ impl Context<'_> {
         };
         let recipe = self.draft.resized.get(&name).or_else(|| self.tensors.get(&name)).cloned();
         Ok(recipe.map(|recipe| Target { name, recipe }))
+    }
+
+    /// The weight of `module`, for a kind of adapter that acts on layers; `tensor` is one of the adapter's.
+    pub(super) fn weight(&self, module: &str, tensor: &Tensor) -> Result<Weight, AdapterError> {
+        let target = self.target(module, "weight", &tensor.name)?;
+        if target.shape().ndim() < 2 {
+            return Err(self.mismatch(tensor, &target, "the weight of a layer"));
+        }
+        let transposed = self.stored_transposed(module)?;
+        let (rows, cols) = target.matrix();
+        let (outputs, inputs) = if transposed { (cols, rows) } else { (rows, cols) };
+        Ok(Weight { target, outputs, inputs, transposed })
+    }
+
+    /// Checks a parameter's shape.
+    pub(super) fn expect(&self, tensor: &Tensor, target: &Target, dims: &[u64]) -> Result<(), AdapterError> {
+        if tensor.dims() == dims {
+            return Ok(());
+        }
+        Err(self.mismatch(tensor, target, format!("{dims:?}")))
+    }
+
+    /// Takes the parameter `part` that all modules share from the file, or the module's own copy of it.
+    pub(super) fn shared(&mut self, part: &str, module: &mut Module) -> Option<Tensor> {
+        let own = module.take(part);
+        let shared = self.shared.get(part);
+        if let Some(tensor) = shared {
+            self.draft.shared_used.insert(tensor.name.clone());
+        }
+        own.or_else(|| shared.cloned())
     }
 
     /// The name that the head of a tied model gets, and its values: the embedding's.

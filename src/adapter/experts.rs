@@ -269,7 +269,7 @@ struct ByExpert {
     stored: Recipe,
     experts: u64,
     shape: Shape,
-    turned: Recent<Vec<f32>>,
+    turned: Recent,
 }
 
 impl ByExpert {

@@ -28,30 +28,40 @@ impl<T> Lazy<T> {
     }
 }
 
-/// How many [`Recent`] values of all tensors are kept. Tensors stream by one after another, a few at a time, so
-/// the values of those at hand are enough: memory does not grow with the model.
-const KEPT: usize = 8;
+/// Bytes of [`Recent`] values of all tensors that are kept; the last one is, whatever its size. Tensors stream by
+/// one after another, a few at a time, so the values of those at hand are enough: memory does not grow with the
+/// model.
+const KEPT: usize = 64 << 20;
 
-/// The values that were used last, whatever their type; the list is all that keeps them alive.
-static RECENT: Mutex<VecDeque<(u64, Arc<dyn std::any::Any + Send + Sync>)>> = Mutex::new(VecDeque::new());
+/// The values that were used last; the list is all that keeps them alive.
+static RECENT: Mutex<VecDeque<(u64, Arc<Vec<f32>>)>> = Mutex::new(VecDeque::new());
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
-/// A value of some size that is computed when it is needed, and forgotten when values of other tensors have been
-/// needed since. Computing it again gives the same value.
-pub(super) struct Recent<T> {
+/// Numbers that are computed when they are needed, and forgotten when those of other tensors have been needed
+/// since. Computing them again gives the same.
+pub(super) struct Recent {
     id: u64,
-    value: Mutex<Weak<T>>,
+    value: Mutex<Weak<Vec<f32>>>,
 }
 
-impl<T: Send + Sync + 'static> Recent<T> {
+impl Default for Recent {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Recent {
     /// No value yet.
     pub(super) fn new() -> Self {
         Recent { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), value: Mutex::new(Weak::new()) }
     }
 
-    /// The value. `compute` must not wait for other threads, since they may wait for it.
-    pub(super) fn get(&self, compute: impl FnOnce() -> Result<T, ReadError>) -> Result<Arc<T>, ReadError> {
+    /// The numbers. `compute` must not wait for other threads, since they may wait for it.
+    pub(super) fn get(
+        &self,
+        compute: impl FnOnce() -> Result<Vec<f32>, ReadError>,
+    ) -> Result<Arc<Vec<f32>>, ReadError> {
         let mut slot = self.value.lock().unwrap_or_else(|e| e.into_inner());
         let value = match slot.upgrade() {
             Some(value) => value,
@@ -70,8 +80,9 @@ impl<T: Send + Sync + 'static> Recent<T> {
             }
             None => {
                 recent.push_back((self.id, value.clone()));
-                if recent.len() > KEPT {
-                    recent.pop_front();
+                let mut bytes: usize = recent.iter().map(|(_, v)| v.len() * 4).sum();
+                while bytes > KEPT && recent.len() > 1 {
+                    bytes -= recent.pop_front().map_or(0, |(_, v)| v.len() * 4);
                 }
             }
         }
@@ -79,7 +90,7 @@ impl<T: Send + Sync + 'static> Recent<T> {
     }
 }
 
-impl<T> Drop for Recent<T> {
+impl Drop for Recent {
     fn drop(&mut self) {
         RECENT.lock().unwrap_or_else(|e| e.into_inner()).retain(|(id, _)| *id != self.id);
     }
@@ -91,11 +102,12 @@ mod tests {
 
     #[test]
     fn only_what_was_used_last_is_kept() {
-        let all: Vec<Recent<usize>> = (0..2 * KEPT).map(|_| Recent::new()).collect();
+        let quarter = KEPT / 4 / 4;
+        let all: Vec<Recent> = (0..8).map(|_| Recent::new()).collect();
         for (i, r) in all.iter().enumerate() {
-            assert_eq!(*r.get(|| Ok(i)).unwrap(), i);
-            assert_eq!(*r.get(|| Ok(100)).unwrap(), i, "it is not computed twice in a row");
+            assert_eq!(r.get(|| Ok(vec![i as f32; quarter])).unwrap()[0], i as f32);
+            assert_eq!(r.get(|| Ok(vec![100.0])).unwrap()[0], i as f32, "it is not computed twice in a row");
         }
-        assert_eq!(*all[0].get(|| Ok(7)).unwrap(), 7, "it was forgotten");
+        assert_eq!(all[0].get(|| Ok(vec![7.0])).unwrap()[0], 7.0, "it was forgotten");
     }
 }

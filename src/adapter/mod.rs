@@ -7,6 +7,7 @@
 //! Names are taken apart in `keys` and found in the model by `names`; `draft` collects the changes by tensor; one
 //! file per family of forms says what its parameters do; `change` weighs, rounds, measures and checks.
 
+mod blocks;
 mod change;
 mod check;
 mod config;
@@ -21,7 +22,11 @@ mod lora;
 mod lowrank;
 mod names;
 mod plan;
+mod products;
+mod rotations;
 mod saved;
+mod scaled;
+mod sparse;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -6,9 +6,11 @@ use std::collections::HashMap;
 use indexmap::IndexMap;
 
 use super::config::AdapterConfig;
+use super::contents::Module;
 use super::draft::{Context, Draft, REPLACED};
 use super::names::Names;
-use super::{Adapter, AdapterError, BaseInfo, MergeOptions, MergeSummary, TensorChange, lora, saved};
+use super::{Adapter, AdapterError, BaseInfo, MergeOptions, MergeSummary, TensorChange};
+use super::{blocks, lora, products, rotations, saved, scaled, sparse};
 use crate::recipe::{Recipe, Scratch};
 use crate::source::TensorSet;
 
@@ -16,7 +18,7 @@ use crate::source::TensorSet;
 const NEARLY_ZERO: f64 = 1e-6;
 
 /// Kinds of adapters that act on the activations or the prompt: there is no weight they could become.
-const NOT_WEIGHTS: [(&str, &str); 14] = [
+const NOT_WEIGHTS: [(&str, &str); 9] = [
     ("PROMPT_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
     ("MULTITASK_PROMPT_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
     ("P_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
@@ -26,11 +28,26 @@ const NOT_WEIGHTS: [(&str, &str); 14] = [
     ("ADAPTION_PROMPT", "its gated attention to a trained prompt is no change of any weight"),
     ("XLORA", "its mixture of adapters is chosen anew for every token"),
     ("POLY", "its mixture of adapters is chosen anew for every task"),
-    ("LILY", "its mixture of adapters is chosen anew for every token"),
-    ("MIXED", "it is several kinds of adapters at once"),
-    ("VBLORA", "its vector bank needs the selection that PEFT makes while loading"),
-    ("LN_TUNING", "PEFT's file does not say which norms it replaces"),
-    ("ROAD", "its rotation acts on activations in pairs chosen by a variant"),
+];
+
+/// Kinds of adapters that are merged.
+const MERGED: [&str; 16] = [
+    "LORA",
+    "TRAINABLE_TOKENS",
+    "ADALORA",
+    "VERA",
+    "RANDLORA",
+    "IA3",
+    "LOHA",
+    "LOKR",
+    "OFT",
+    "BOFT",
+    "HRA",
+    "MISS",
+    "BONE",
+    "C3A",
+    "FOURIERFT",
+    "SHIRA",
 ];
 
 /// Refuses kinds that cannot be merged, by name and reason, before their weights are looked for.
@@ -46,7 +63,7 @@ pub(super) fn refuse_by_kind(config: &AdapterConfig, label: &str) -> Result<(), 
     if let Some((kind, reason)) = NOT_WEIGHTS.iter().find(|(name, _)| *name == kind) {
         return Err(refuse(format!("an adapter of type {kind}"), reason, other_kind));
     }
-    if !["LORA", "TRAINABLE_TOKENS"].contains(&kind.as_str()) {
+    if !MERGED.contains(&kind.as_str()) {
         return Err(refuse(format!("an adapter of type {kind}"), "its merge rule is not known here", other_kind));
     }
     if config.get("alora_invocation_tokens").is_some() {
@@ -78,8 +95,11 @@ pub fn apply(
     let mut draft = Draft::default();
     for (index, (adapter, _)) in adapters.iter().enumerate() {
         warn_about_base(adapter, base, &mut summary.warnings);
+        let contents = adapter.contents.clone();
+        let kind = adapter.config.kind()?;
         let mut cx = Context {
             index,
+            shared: &contents.shared,
             label: &adapter.label,
             config: &adapter.config,
             base,
@@ -87,7 +107,6 @@ pub fn apply(
             names: &names,
             draft: &mut draft,
         };
-        let contents = adapter.contents.clone();
         for tensor in contents.saved {
             saved::replace(tensor, &mut cx)?;
         }
@@ -98,7 +117,16 @@ pub fn apply(
         }
         for module in contents.modules {
             let wrappers = wrappers.get(&module.name).copied().unwrap_or(1);
-            lora::plan(module, wrappers, &mut cx)?;
+            plan_module(&kind, module, wrappers, &mut cx)?;
+        }
+        let unused = contents.shared.values().find(|t| !draft.shared_used.contains(&t.name));
+        if let Some(tensor) = unused {
+            return Err(AdapterError::Unconsumed {
+                adapter: adapter.label.clone(),
+                tensor: tensor.name.clone(),
+                others: 0,
+                hint: format!("a {kind} adapter shares no such parameter: check peft_type in adapter_config.json"),
+            });
         }
     }
     let head = part_head(&mut draft, tensors, &names, base, &mut summary)?;
@@ -108,6 +136,27 @@ pub fn apply(
     let after = names.embedding().and_then(|e| tensors.get(e)).map(|r| r.shape().rows());
     summary.vocab_size = after.filter(|_| after != before);
     Ok(summary)
+}
+
+/// Asks the rule of the adapter's kind what a module's parameters change.
+fn plan_module(kind: &str, module: Module, wrappers: usize, cx: &mut Context) -> Result<(), AdapterError> {
+    match kind {
+        "ADALORA" => scaled::adalora(module, cx),
+        "VERA" => scaled::vera(module, cx),
+        "RANDLORA" => scaled::randlora(module, cx),
+        "IA3" => scaled::ia3(module, cx),
+        "LOHA" => products::loha(module, cx),
+        "LOKR" => products::lokr(module, cx),
+        "OFT" => rotations::oft(module, cx),
+        "BOFT" => rotations::boft(module, cx),
+        "HRA" => rotations::hra(module, cx),
+        "MISS" => blocks::miss(module, "miss_block", cx),
+        "BONE" => blocks::miss(module, "bone_block", cx),
+        "C3A" => blocks::c3a(module, cx),
+        "FOURIERFT" => sparse::fourierft(module, cx),
+        "SHIRA" => sparse::shira(module, cx),
+        _ => lora::plan(module, wrappers, cx),
+    }
 }
 
 /// Decides what becomes of the head of a tied model. In training, an adapter of one of the two modules does not
