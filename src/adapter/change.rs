@@ -97,7 +97,7 @@ impl Meter {
         let sums = *self.0.lock().unwrap_or_else(|e| e.into_inner());
         match sums {
             Sums { elements: 0, .. } => None,
-            Sums { delta, .. } if delta == 0.0 => Some(0.0),
+            Sums { delta: 0.0, .. } => Some(0.0),
             Sums { base, delta, .. } => Some((delta / base).sqrt()),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
 use super::AdapterError;
@@ -50,7 +50,10 @@ impl AdapterConfig {
                 })
                 .collect()
         };
-        let (rank_pattern, alpha_pattern) = (pattern("rank_pattern")?, pattern("alpha_pattern")?);
+        // AdaLoRA keeps something else under this name: which of its singular values it has pruned.
+        let is_adalora = settings.get("peft_type").and_then(Value::as_str) == Some("ADALORA");
+        let rank_pattern = if is_adalora { Vec::new() } else { pattern("rank_pattern")? };
+        let alpha_pattern = pattern("alpha_pattern")?;
         Ok(AdapterConfig { path: path.to_path_buf(), settings, rank_pattern, alpha_pattern })
     }
 
@@ -156,10 +159,10 @@ impl AdapterConfig {
 /// PEFT's rule (`get_pattern_key`): the first key in file order for which `(.*\.)?(key)$` matches the module's
 /// name from its start.
 fn pick(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
-    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
+    patterns.iter().find(|(regex, _)| regex.is_match(module).unwrap_or(false)).map(|(_, value)| *value)
 }
 
-/// A Python regular expression for the regex crate: named groups are written the same, and `\Z` is `\z`.
+/// A Python regular expression for ours: all is written the same, but `\Z` is `\z`.
 fn python_pattern(pattern: &str) -> String {
     pattern.replace("\\Z", "\\z")
 }

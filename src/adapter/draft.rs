@@ -8,6 +8,7 @@ use indexmap::IndexMap;
 use super::change::{Change, Effect, MergeDtype, Meter, Rounding};
 use super::config::AdapterConfig;
 use super::contents::{Module, Tensor};
+use super::error::Mismatch;
 use super::names::{self, Found, Names};
 use super::{AdapterError, BaseInfo, TensorChange};
 use crate::recipe::{Delta, Recipe};
@@ -195,14 +196,13 @@ impl Context<'_> {
             adapter: self.label.to_string(),
             tensor: tensor.to_string(),
             module: if leaf == "weight" { module.to_string() } else { format!("{module}.{leaf}") },
-            hint,
-            remedy,
+            advice: format!("{hint}; {remedy}"),
         }
     }
 
     /// The error for a tensor of the wrong shape.
     pub(super) fn mismatch(&self, tensor: &Tensor, target: &Target, needs: impl Into<String>) -> AdapterError {
-        AdapterError::Mismatch {
+        AdapterError::Mismatch(Box::new(Mismatch {
             adapter: self.label.to_string(),
             tensor: tensor.name.clone(),
             shape: tensor.recipe.shape().clone(),
@@ -210,7 +210,7 @@ impl Context<'_> {
             target_shape: target.shape().clone(),
             needs: needs.into(),
             base: self.config.base_model().map(|b| format!(" ({b})")).unwrap_or_default(),
-        }
+        }))
     }
 
     /// The error for a form without a merged one.

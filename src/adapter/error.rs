@@ -70,7 +70,7 @@ pub enum AdapterError {
         hint: String,
     },
     /// The adapter changes a module that the model does not have.
-    #[error("{adapter}: tensor {tensor} changes {module}, which the model does not have{hint}; {remedy}")]
+    #[error("{adapter}: tensor {tensor} changes {module}, which the model does not have{advice}")]
     NoSuchModule {
         /// The adapter.
         adapter: String,
@@ -78,10 +78,8 @@ pub enum AdapterError {
         tensor: String,
         /// The module as the adapter names it.
         module: String,
-        /// What the model has instead, in words, or nothing.
-        hint: String,
-        /// The way out.
-        remedy: String,
+        /// What the model has instead, and the way out.
+        advice: String,
     },
     /// The adapter's name for a module fits several tensors of the model.
     #[error(
@@ -112,26 +110,8 @@ pub enum AdapterError {
         needs: String,
     },
     /// A tensor's shape does not fit the model's.
-    #[error(
-        "{adapter}: tensor {tensor} has shape {shape}, but {target} {target_shape} needs {needs}; use the base model \
-         that the adapter was trained on{base}"
-    )]
-    Mismatch {
-        /// The adapter.
-        adapter: String,
-        /// Its tensor.
-        tensor: String,
-        /// The tensor's shape.
-        shape: Shape,
-        /// The tensor of the model.
-        target: String,
-        /// The shape of that.
-        target_shape: Shape,
-        /// What would fit, in words.
-        needs: String,
-        /// The base model that the adapter names, in brackets, or nothing.
-        base: String,
-    },
+    #[error(transparent)]
+    Mismatch(Box<Mismatch>),
     /// The rank of the file and that of the config disagree, so the scale is unknown.
     #[error(
         "{adapter}: tensor {tensor} has rank {found}, but adapter_config.json says {expected} for {module}; restore the \
@@ -178,6 +158,29 @@ pub enum AdapterError {
     /// Reading factors failed.
     #[error(transparent)]
     Read(#[from] ReadError),
+}
+
+/// A tensor of an adapter does not fit the tensor of the model that it changes.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{adapter}: tensor {tensor} has shape {shape}, but {target} {target_shape} needs {needs}; use the base model that \
+     the adapter was trained on{base}"
+)]
+pub struct Mismatch {
+    /// The adapter.
+    pub adapter: String,
+    /// Its tensor.
+    pub tensor: String,
+    /// The tensor's shape.
+    pub shape: Shape,
+    /// The tensor of the model.
+    pub target: String,
+    /// The shape of that.
+    pub target_shape: Shape,
+    /// What would fit, in words.
+    pub needs: String,
+    /// The base model that the adapter names, in brackets, or nothing.
+    pub base: String,
 }
 
 fn more(others: usize) -> String {
