@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
-use to_gguf::arch::{self, ArchInput, Converted};
+use to_gguf::arch::{self, ArchError, ArchInput, Converted};
 use to_gguf::gguf::{Array, Value};
 use to_gguf::quant::GgmlType;
 use to_gguf::recipe::{ReadError, Recipe, RowSource, Scratch};
@@ -49,7 +49,7 @@ fn header(line: &str) -> (String, Recipe) {
     (name.into(), Recipe::source(Arc::new(Header { name: name.into(), shape, precision })))
 }
 
-fn convert(golden: &Json) -> Converted {
+fn convert(golden: &Json) -> Result<Converted, ArchError> {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join(golden["folder"].as_str().unwrap());
     std::fs::create_dir(&folder).unwrap();
@@ -60,6 +60,9 @@ fn convert(golden: &Json) -> Converted {
         let vocab: serde_json::Map<String, Json> = (0..n).map(|i| (format!("t{i}"), i.into())).collect();
         let text = json!({"model": {"vocab": vocab}, "added_tokens": []}).to_string();
         std::fs::write(folder.join("tokenizer.json"), text).unwrap();
+    } else {
+        // Gemma 3 asks whether it is there.
+        std::fs::write(folder.join("tokenizer.model"), "").unwrap();
     }
     let tensors: TensorSet = golden["source"].as_array().unwrap().iter().map(|l| header(l.as_str().unwrap())).collect();
     arch::convert(&ArchInput {
@@ -70,7 +73,6 @@ fn convert(golden: &Json) -> Converted {
         tokenizer_folder: &folder,
         name: None,
     })
-    .unwrap_or_else(|e| panic!("{}: {e}", golden["folder"]))
 }
 
 /// A value as the golden writes it: its kind and itself.
@@ -100,10 +102,19 @@ fn keys_and_tensors_are_those_of_the_converter() {
     let mut wrong = Vec::new();
     for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "json")) {
         let golden: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        let made = convert(&golden);
         let name = path.file_stem().unwrap().to_string_lossy();
+        seen += 1;
+        let made = match convert(&golden) {
+            Ok(made) => made,
+            Err(e) => {
+                wrong.push(format!("{name}: {e}"));
+                continue;
+            }
+        };
         let mut metadata = made.metadata.clone();
-        metadata.set("general.file_type", Value::U32(32));
+        if metadata.get("general.file_type").is_some() {
+            metadata.set("general.file_type", Value::U32(32));
+        }
         let keys: Vec<Json> = metadata
             .iter()
             .filter(|(k, _)| !k.starts_with("tokenizer."))
@@ -127,7 +138,6 @@ fn keys_and_tensors_are_those_of_the_converter() {
                 wrong.push(format!("{name}: {what} {i} is {:?}, should be {:?}", ours.get(i), theirs.get(i)));
             }
         }
-        seen += 1;
     }
     assert!(seen >= 5, "only {seen} goldens found");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -12,7 +12,9 @@ use super::contents::{Module, Tensor};
 use super::dora::{self, Axis};
 use super::draft::{Context, Edit, Target};
 use super::experts;
+use super::lazy::Lazy;
 use super::lowrank::Factors;
+use super::residual::{Init, Residual};
 use crate::recipe::{ReadError, Recipe, Scratch};
 use crate::shape::Shape;
 
@@ -62,6 +64,9 @@ fn weight(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> Resu
     let target = cx.target(&module.name, "weight", &a.name)?;
     let (rank, columns) = flat(a, &target, cx)?;
     let (out, b_rank) = flat(b, &target, cx)?;
+    if rank != b_rank && cx.config.rank(&module.name, "r")? == Some(b_rank) {
+        return Err(cx.mismatch(a, &target, format!("{b_rank} rows, the rank of lora_B")));
+    }
     if rank != b_rank {
         let needs = format!("{rank} columns, the rank of lora_A");
         return Err(cx.mismatch(b, &target, needs));
@@ -81,7 +86,13 @@ fn weight(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> Resu
             let effect = dora::plan(&magnitude, factors, out, axis, &target, cx)?;
             Edit::new("DoRA", Some(rank), &[a, b, &magnitude], effect)
         }
-        None => Edit::new("LoRA", Some(rank), &[a, b], Effect::LowRank(factors)),
+        None => match init(cx)? {
+            Some(init) => {
+                let effect = Effect::Rewrites(Box::new(Residual { factors, init, initial: Lazy::default() }));
+                Edit::new(if init == Init::Pissa { "PiSSA" } else { "OLoRA" }, Some(rank), &[a, b], effect)
+            }
+            None => Edit::new("LoRA", Some(rank), &[a, b], Effect::LowRank(factors)),
+        },
     };
     let as_matrix = target.shape().ndim() > 2;
     cx.edit(&target, &module.name, Edit { as_matrix, ..edit });
@@ -89,6 +100,23 @@ fn weight(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> Resu
         self::bias(&module.name, bias, out, scale, cx)?;
     }
     Ok(())
+}
+
+/// Whether the initial factors were taken out of the base, and how.
+fn init(cx: &Context) -> Result<Option<Init>, AdapterError> {
+    let init = match cx.config.text("init_lora_weights").map(str::to_ascii_lowercase).as_deref() {
+        Some("pissa") => Init::Pissa,
+        Some("olora") => Init::Olora,
+        _ => return Ok(None),
+    };
+    if cx.config.flag("use_dora")? {
+        return Err(cx.refuse(
+            "DoRA over a residual base",
+            "PEFT's norms of it depend on the version that trained it",
+            "convert the adapter with PEFT's path_initial_model_for_weight_conversion",
+        ));
+    }
+    Ok(Some(init))
 }
 
 /// First dimension and the product of the others.

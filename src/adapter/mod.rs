@@ -23,6 +23,8 @@ mod lowrank;
 mod names;
 mod plan;
 mod products;
+mod replicate;
+mod residual;
 mod rotations;
 mod saved;
 mod scaled;

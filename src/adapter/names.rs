@@ -48,7 +48,7 @@ pub(super) fn last_word(name: &str) -> &str {
 }
 
 /// Drops wrapper words at the start and undoes renames.
-fn canonical(name: &str) -> String {
+pub(super) fn canonical(name: &str) -> String {
     let mut words = name.split('.').peekable();
     while words.peek().is_some_and(|w| WRAPPERS.contains(w)) {
         words.next();

@@ -8,9 +8,9 @@ use indexmap::IndexMap;
 use super::config::AdapterConfig;
 use super::contents::Module;
 use super::draft::{Context, Draft, REPLACED};
-use super::names::Names;
+use super::names::{self, Names};
 use super::{Adapter, AdapterError, BaseInfo, MergeOptions, MergeSummary, TensorChange};
-use super::{blocks, lora, products, rotations, saved, scaled, sparse};
+use super::{blocks, lora, products, replicate, rotations, saved, scaled, sparse};
 use crate::recipe::{Recipe, Scratch};
 use crate::source::TensorSet;
 
@@ -66,6 +66,38 @@ pub(super) fn refuse_by_kind(config: &AdapterConfig, label: &str) -> Result<(), 
     if !MERGED.contains(&kind.as_str()) {
         return Err(refuse(format!("an adapter of type {kind}"), "its merge rule is not known here", other_kind));
     }
+    let convert = "convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion), or merge it into \
+                   the residual base that was saved when training began";
+    match config.text("init_lora_weights").map(str::to_ascii_lowercase).as_deref() {
+        Some(init) if init.starts_with("pissa_niter") => {
+            let reason = "its residual base came from a randomised decomposition that cannot be repeated";
+            return Err(refuse(format!("an adapter initialised by {init}"), reason, convert));
+        }
+        Some(init @ ("corda" | "lora_ga")) => {
+            let reason = "its residual base depends on the data that it was initialised with";
+            return Err(refuse(format!("an adapter initialised by {init}"), reason, convert));
+        }
+        Some("loftq") => {
+            let reason = "it was trained on a quantized base of its own, not on the model";
+            let remedy = "merge it into that base, with init_lora_weights set to true in its config";
+            return Err(refuse("an adapter initialised by loftq".into(), reason, remedy));
+        }
+        _ => {}
+    }
+    const VARIANTS: [(&str, &str); 4] = [
+        ("use_qalora", "its A acts on groups of inputs"),
+        ("use_bdlora", "its factors are block-diagonal"),
+        ("kasa_config", "it truncates the base's singular values"),
+        ("monteclora_config", "its weights are a random sample's mean"),
+    ];
+    let on = |key: &str| config.get(key).is_some_and(|v| *v != serde_json::Value::Bool(false));
+    if let Some((key, reason)) = VARIANTS.iter().find(|(key, _)| on(key)) {
+        return Err(refuse(
+            format!("a variant of LoRA ({key})"),
+            &format!("{reason}, which is not known here"),
+            other_kind,
+        ));
+    }
     if config.get("alora_invocation_tokens").is_some() {
         let reason = "it is switched on by tokens in the prompt, so no single set of weights behaves like it";
         return Err(refuse("an activated LoRA (alora_invocation_tokens)".into(), reason, other_kind));
@@ -90,11 +122,13 @@ pub fn apply(
     base: &BaseInfo,
     options: &MergeOptions,
 ) -> Result<MergeSummary, AdapterError> {
-    let mut summary = MergeSummary::default();
+    let layer_count = replicate::replicate(adapters, tensors)?;
+    let mut summary = MergeSummary { layer_count, ..MergeSummary::default() };
     let names = Names::new(tensors);
     let mut draft = Draft::default();
     for (index, (adapter, _)) in adapters.iter().enumerate() {
         warn_about_base(adapter, base, &mut summary.warnings);
+        warn_about_coverage(adapter, tensors, &mut summary.warnings);
         let contents = adapter.contents.clone();
         let kind = adapter.config.kind()?;
         let mut cx = Context {
@@ -254,11 +288,47 @@ fn equal(one: &Recipe, other: &Recipe) -> Result<bool, AdapterError> {
     Ok(true)
 }
 
+/// Tells when an adapter holds fewer modules than its config targets: an interrupted save, or layers that were
+/// left out on purpose.
+fn warn_about_coverage(adapter: &Adapter, tensors: &TensorSet, warnings: &mut Vec<String>) {
+    let config = &adapter.config;
+    let narrowed = ["layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication"];
+    let Some(serde_json::Value::Array(targets)) = config.get("target_modules") else { return };
+    if narrowed.iter().any(|key| config.get(key).is_some()) {
+        return;
+    }
+    let targets: Vec<&str> = targets.iter().filter_map(serde_json::Value::as_str).collect();
+    let fits = |module: &str| {
+        targets.iter().any(|t| module.strip_suffix(t).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+    };
+    let held: std::collections::HashSet<String> =
+        adapter.contents.modules.iter().map(|m| names::canonical(&m.name)).collect();
+    let modules = tensors.iter().filter_map(|(name, _)| name.strip_suffix(".weight")).filter(|m| fits(m));
+    let (mut targeted, mut missing, mut first) = (0, 0, None);
+    for module in modules {
+        targeted += 1;
+        if !held.contains(&names::canonical(module)) {
+            missing += 1;
+            first = first.or(Some(module));
+        }
+    }
+    if let Some(first) = first {
+        warnings.push(format!(
+            "{} holds {} of the {targeted} modules that its config targets; the first without is {first}",
+            adapter.label,
+            targeted - missing
+        ));
+    }
+}
+
 /// Tells when an adapter names another base model than the one it is merged into.
 fn warn_about_base(adapter: &Adapter, base: &BaseInfo, warnings: &mut Vec<String>) {
     let last = |s: &str| s.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(s).to_ascii_lowercase();
+    // A snapshot in the cache of the Hub is named by its revision, which says nothing.
+    let is_revision = base.name.len() == 40 && base.name.bytes().all(|b| b.is_ascii_hexdigit());
     if let Some(named) = adapter.config.base_model()
         && last(named) != last(&base.name)
+        && !is_revision
     {
         warnings.push(format!("{} was trained on {named}, not on {}", adapter.label, base.name));
     }

@@ -14,7 +14,7 @@ use super::error::ArchError;
 use super::pattern::{self, Found, Pattern};
 use super::spec::{Family, Fate, Op, Place, Tensor, When};
 use super::stored::{ConvertedTensor, Stored};
-use crate::recipe::{Elementwise, Recipe, RowMap, ShapeError};
+use crate::recipe::{Elementwise, Recipe, RowMap, Scratch, ShapeError};
 use crate::shape::Shape;
 use crate::source::TensorSet;
 
@@ -53,6 +53,8 @@ pub(super) fn claim(family: &Family, config: &Config, source: &TensorSet, folder
     let mut claims = Claims {
         config,
         rows,
+        strip: family.strip,
+        extra_blocks: family.extra_blocks,
         folder,
         blocks: config.blocks()?,
         out: Claimed { tensors: Vec::new(), dropped: Vec::new() },
@@ -77,6 +79,8 @@ pub(super) fn claim(family: &Family, config: &Config, source: &TensorSet, folder
 struct Claims<'a> {
     config: &'a Config,
     rows: Vec<Row<'a>>,
+    strip: &'static [&'static str],
+    extra_blocks: Option<&'static str>,
     folder: &'a Path,
     blocks: u64,
     out: Claimed,
@@ -89,12 +93,21 @@ impl Claims<'_> {
     /// Finds the rows of one source tensor and applies them.
     fn take(&mut self, source: &str, prefix: &str, recipe: &Recipe) -> Result<(), ArchError> {
         let name = match pattern::text_name(source) {
-            Ok(name) => format!("{prefix}{name}"),
+            Ok(name) => {
+                let name = self.strip.iter().find_map(|s| name.strip_prefix(s)).unwrap_or(&name);
+                format!("{prefix}{name}")
+            }
             Err(reason) => {
                 self.out.dropped.push((source.into(), reason));
                 return Ok(());
             }
         };
+        if let Some(reason) = self.extra_blocks
+            && pattern::block_of(&name).is_some_and(|b| b >= self.blocks)
+        {
+            self.out.dropped.push((source.into(), reason));
+            return Ok(());
+        }
         let found: Vec<(usize, Found<'_>)> = self
             .rows
             .iter()
@@ -107,9 +120,15 @@ impl Claims<'_> {
             self.unknown.push(source.into());
             return Ok(());
         };
-        if let Fate::Dropped(reason) = self.rows[first].tensor.fate {
-            self.out.dropped.push((source.into(), reason));
-            return Ok(());
+        match self.rows[first].tensor.fate {
+            Fate::Named(_) => {}
+            Fate::Zero(_) if !is_zero(source, recipe)? => {
+                return Err(ArchError::NotZero { name: source.into(), class: self.config.class().into() });
+            }
+            Fate::Dropped(reason) | Fate::Zero(reason) => {
+                self.out.dropped.push((source.into(), reason));
+                return Ok(());
+            }
         }
         let text = self.rows[first].tensor.source;
         for (i, found) in found {
@@ -197,6 +216,10 @@ impl Claims<'_> {
             recipe = apply(*op, recipe, &place)?;
         }
         let name = pattern::output_name(output, found.block, found.member, found.suffix);
+        if tensor.duplicate && self.by_name.contains_key(&name) {
+            self.out.dropped.push((source.into(), "a copy of a tensor that the file has under another name"));
+            return Ok(());
+        }
         self.push(name, recipe, tensor.store, sources)
     }
 
@@ -213,10 +236,11 @@ impl Claims<'_> {
             return Err(ArchError::Collision { first, second, output: name });
         }
         self.by_name.insert(name.clone(), self.out.tensors.len());
-        let stored = match store {
-            Some(t) => Stored::Fixed(t),
-            None => Stored::of(&name, recipe.shape()),
-        };
+        let stored =
+            match store.or_else(|| recipe.native().filter(|_| Stored::of(&name, recipe.shape()) != Stored::F32)) {
+                Some(t) => Stored::Fixed(t),
+                None => Stored::of(&name, recipe.shape()),
+            };
         self.out.tensors.push(ConvertedTensor { name, recipe, stored, source });
         Ok(())
     }
@@ -257,6 +281,21 @@ impl Claims<'_> {
 
 fn shape_error(name: &str, source: ShapeError) -> ArchError {
     ArchError::Shape { name: name.into(), source }
+}
+
+/// Whether a small tensor holds zeros only.
+fn is_zero(name: &str, recipe: &Recipe) -> Result<bool, ArchError> {
+    let mut scratch = Scratch::default();
+    let mut row = vec![0.0; recipe.shape().row_len() as usize];
+    for i in 0..recipe.shape().rows() {
+        recipe
+            .rows(i..i + 1, &mut row, &mut scratch)
+            .map_err(|e| ArchError::Unreadable { name: name.into(), cause: e.to_string() })?;
+        if row.iter().any(|&x| x != 0.0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Rows per matrix: the last dimension but one, the only one of a vector.
@@ -308,15 +347,21 @@ fn apply(op: Op, recipe: Recipe, place: &Place<'_>) -> Result<Recipe, ArchError>
             }
             within(recipe, index * (rows / of), 1, rows / of)
         }
+        Op::Heads(heads) => {
+            let heads = heads.value(place.config)?;
+            let (rows, width) = (recipe.shape().rows(), recipe.shape().row_len());
+            match Shape::new([heads, rows.checked_div(heads).unwrap_or(0), width]) {
+                Some(shape) => recipe.reshape(shape),
+                None => Ok(recipe),
+            }
+        }
+        Op::Rows { start, count } => within(recipe, start.value(place.config)?, 1, count.value(place.config)?),
+        Op::Degroup { groups, heads } => degroup(recipe, groups.value(place.config)?, heads.value(place.config)?),
         Op::Every { start, step } => {
             let rows = matrix_rows(&recipe);
             within(recipe, start, step, rows.saturating_sub(start).div_ceil(step))
         }
         Op::EveryColumn { start, step } => every_column(recipe, start, step),
-        Op::Head(n) => {
-            let n = n.value(place.config)?;
-            recipe.slice(0, n)
-        }
         Op::Skip(n) => {
             let n = n.value(place.config)?;
             let rows = recipe.shape().dims().first().copied().unwrap_or(0);
@@ -329,16 +374,6 @@ fn apply(op: Op, recipe: Recipe, place: &Place<'_>) -> Result<Recipe, ArchError>
                 None => Ok(recipe),
             }
         }
-        Op::Flatten => match recipe.shape().dims() {
-            [a, b, rest @ ..] => {
-                let dims: Vec<u64> = [a * b].into_iter().chain(rest.iter().copied()).collect();
-                match Shape::new(dims) {
-                    Some(shape) => recipe.reshape(shape),
-                    None => Ok(recipe),
-                }
-            }
-            _ => Ok(recipe),
-        },
         Op::Hook(f) => return f(recipe, place),
     };
     made.map_err(|source| place.shape_error(source))
@@ -360,4 +395,27 @@ fn every_column(recipe: Recipe, start: u64, step: u64) -> Result<Recipe, ShapeEr
         Some(shape) => chosen.reshape(shape),
         None => Ok(chosen),
     }
+}
+
+/// Rows of `groups` groups of queries, one key and one value each, in the order queries, keys, values.
+fn degroup(recipe: Recipe, groups: u64, heads: u64) -> Result<Recipe, ShapeError> {
+    let rows = if recipe.shape().ndim() == 1 { recipe.shape().elements() } else { recipe.shape().rows() };
+    let queries = heads.checked_div(groups).unwrap_or(0);
+    let head = rows.checked_div(groups * (queries + 2)).unwrap_or(0);
+    if head == 0 || !heads.is_multiple_of(groups) || head * groups * (queries + 2) != rows {
+        return Err(ShapeError::Unfit {
+            subject: format!("{recipe:?}"),
+            shape: recipe.shape().clone(),
+            operation: "regrouping query, key and value",
+            needs: format!("rows of {heads} + 2 x {groups} equal heads"),
+        });
+    }
+    let heads_of =
+        |from: u64, to: u64| (0..groups).flat_map(move |g| (from..to).map(move |h| (g * (queries + 2) + h) * head));
+    let order: Vec<u64> = heads_of(0, queries)
+        .chain(heads_of(queries, queries + 1))
+        .chain(heads_of(queries + 1, queries + 2))
+        .flat_map(|first| first..first + head)
+        .collect();
+    recipe.select(RowMap::Gather(order.into()), rows)
 }

@@ -268,6 +268,38 @@ fn compute(keys: &mut Map<String, Value>, entry: &Map<String, Value>, raw: &Map<
         "phi" if !raw.contains_key("partial_rotary_factor") => {
             keys.insert("partial_rotary_factor".into(), 0.5.into());
         }
+        "stablelm" if !raw.contains_key("partial_rotary_factor") => {
+            keys.insert("partial_rotary_factor".into(), 0.25.into());
+        }
+        "gpt_neox" => {
+            let factor = keys.remove("rotary_pct").unwrap_or_else(|| 0.25.into());
+            keys.insert("partial_rotary_factor".into(), factor);
+            if let Some(base) = keys.remove("rotary_emb_base") {
+                keys.insert("rope_theta".into(), base);
+            }
+        }
+        "falcon" | "bloom" => {
+            if let Some(width) = keys.remove("n_embed").filter(|v| !v.is_null()) {
+                keys.insert("hidden_size".into(), width);
+            }
+            if model_type == "falcon" && absent(keys, "num_kv_heads") {
+                let heads = keys.get("num_attention_heads").cloned().unwrap_or_default();
+                keys.insert("num_kv_heads".into(), heads);
+            }
+        }
+        "deepseek_v2" | "deepseek_v3" => {
+            let width = keys.get("qk_rope_head_dim").cloned().unwrap_or_default();
+            keys.insert("head_dim".into(), width);
+        }
+        "cohere2" => {
+            if let (Some(hidden), Some(heads @ 1..)) = (uint(keys, "hidden_size"), uint(keys, "num_attention_heads")) {
+                keys.insert("head_dim".into(), (hidden / heads).into());
+            }
+        }
+        "t5" | "mt5" | "umt5" if absent(keys, "num_decoder_layers") => {
+            let layers = keys.get("num_layers").cloned().unwrap_or_default();
+            keys.insert("num_decoder_layers".into(), layers);
+        }
         _ => {}
     }
     if absent(keys, "layer_types")

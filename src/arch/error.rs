@@ -92,6 +92,22 @@ pub enum ArchError {
         /// The GGUF tensor.
         output: String,
     },
+    /// A tensor without a place in GGUF is not all zeros.
+    #[error("tensor {name} is not zero, and llama.cpp has no place for it in {class}; a merged model cannot have it")]
+    NotZero {
+        /// The source tensor.
+        name: String,
+        /// The model's class.
+        class: String,
+    },
+    /// A tensor that had to be looked into could not be read.
+    #[error("tensor {name}: {cause}; the weight file may be damaged")]
+    Unreadable {
+        /// The source tensor.
+        name: String,
+        /// Why.
+        cause: String,
+    },
     /// A tensor that the architecture cannot do without.
     #[error("{class} needs tensor {name}, which the weight files do not hold; they are incomplete")]
     MissingTensor {

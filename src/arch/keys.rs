@@ -136,6 +136,37 @@ fn gating(config: &Config, keys: &mut Keys) -> Result<(), ArchError> {
     keys.uint("expert_gating_func", number, config)
 }
 
+/// How a sentence-transformers model pools (`_try_set_pooling_type`): modules.json names the folder that says so.
+fn pooling(config: &Config, keys: &mut Keys) -> Result<(), ArchError> {
+    let read = |path: &std::path::Path| -> Result<Json, ArchError> {
+        let error = |cause: String| ArchError::File { file: path.into(), cause };
+        let bytes = std::fs::read(path).map_err(|e| error(e.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|e| error(e.to_string()))
+    };
+    let modules = keys.folder.join("modules.json");
+    if !modules.is_file() {
+        return Ok(());
+    }
+    let modules = read(&modules)?;
+    let is_pooling = |m: &&Json| m["type"].as_str().is_some_and(|t| t.ends_with("Pooling"));
+    let Some(path) = modules.as_array().and_then(|m| m.iter().find(is_pooling)).and_then(|m| m["path"].as_str()) else {
+        return Ok(());
+    };
+    let file = keys.folder.join(path).join("config.json");
+    let pooling = read(&file)?;
+    let on = |key: &str| pooling[key].as_bool() == Some(true);
+    let number = match pooling["pooling_mode"].as_str() {
+        _ if on("pooling_mode_mean_tokens") => 1,
+        _ if on("pooling_mode_cls_token") => 2,
+        _ if on("pooling_mode_lasttoken") => 3,
+        Some("mean") => 1,
+        Some("cls") => 2,
+        Some("lasttoken") => 3,
+        _ => return Err(ArchError::File { file, cause: "names no pooling of mean, cls or last token".into() }),
+    };
+    keys.uint("pooling_type", number, config)
+}
+
 /// An array of whole numbers as GGUF holds it.
 pub(super) fn integers(config: &Config, key: &str, value: &Json) -> Result<Vec<i32>, ArchError> {
     let bad = || config.ill_typed(&[key], value, "an array of whole numbers");
@@ -149,6 +180,7 @@ pub(super) fn write(table: &[Key], config: &Config, keys: &mut Keys) -> Result<(
         match *key {
             Key::Group(table) => write(table, config, keys)?,
             Key::Many(f) => f(config, keys)?,
+            Key::Pooling => pooling(config, keys)?,
             // The value is a placeholder: the output type decides.
             Key::FileType => keys.set("general.file_type", Value::U32(0)),
             Key::U32(name, from) => {

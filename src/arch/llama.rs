@@ -30,6 +30,13 @@ const MIXTURE: &[Tensor] = &[
         .stacked("experts", EXPERTS),
 ];
 
+/// Keys of Llama and what is built like it.
+pub(super) const KEYS: Key = Key::Group(&[
+    COMMON,
+    Key::U32("vocab_size", From::Need(&["vocab_size"])),
+    Key::Many(|config, keys| keys.uint("rope.dimension_count", config.head_dim()?, config)),
+]);
+
 /// The family.
 pub(super) const LLAMA: Family = Family {
     classes: &[
@@ -48,11 +55,7 @@ pub(super) const LLAMA: Family = Family {
     prefixes: &[("LlamaModel", "model.")],
     tensors: &[DECODER, NORMS, ROTARY_ATTENTION, GATED_MLP, MIXTURE],
     generated: &[llama3_frequencies],
-    keys: &[
-        COMMON,
-        Key::U32("vocab_size", From::Need(&["vocab_size"])),
-        Key::Many(|config, keys| keys.uint("rope.dimension_count", config.head_dim()?, config)),
-    ],
+    keys: &[KEYS],
     ..Family::NEW
 };
 

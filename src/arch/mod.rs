@@ -10,20 +10,34 @@ use std::path::Path;
 use crate::gguf::{Metadata, Value};
 use crate::source::TensorSet;
 
+mod bert;
 mod blocks;
 mod card;
 mod claim;
+mod cohere;
 mod config;
+mod decoders;
+mod deepseek;
 mod error;
+mod fused_qkv;
+mod gemma;
 mod general;
+mod gpt2;
+mod gpt_oss;
+mod granite;
 mod keys;
 mod llama;
+mod llama4;
+mod mamba;
 mod model_id;
+mod olmo;
 mod pattern;
+mod phi;
 mod qwen;
 mod rope;
 pub mod spec;
 mod stored;
+mod t5;
 
 pub use config::Config;
 pub use error::ArchError;
@@ -32,7 +46,43 @@ pub use spec::{Family, Vocab};
 pub use stored::{ConvertedTensor, Stored, guess_output_type};
 
 /// Every family: adding one is its file and its line here.
-pub const FAMILIES: &[&Family] = &[&llama::LLAMA, &qwen::QWEN2, &qwen::QWEN2_MOE, &qwen::QWEN3, &qwen::QWEN3_MOE];
+pub const FAMILIES: &[&Family] = &[
+    &llama::LLAMA,
+    &llama4::LLAMA4,
+    &qwen::QWEN2,
+    &qwen::QWEN2_MOE,
+    &qwen::QWEN3,
+    &qwen::QWEN3_MOE,
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &phi::PHI2,
+    &phi::PHI3,
+    &phi::PHIMOE,
+    &gpt2::GPT2,
+    &gpt2::STARCODER,
+    &gpt_oss::GPT_OSS,
+    &deepseek::DEEPSEEK2,
+    &granite::GRANITE,
+    &granite::GRANITE_MOE,
+    &cohere::COMMAND_R,
+    &cohere::COHERE2,
+    &olmo::OLMO,
+    &olmo::OLMO2,
+    &olmo::OLMOE,
+    &decoders::STARCODER2,
+    &decoders::SEED_OSS,
+    &decoders::SMOLLM3,
+    &decoders::ARCEE,
+    &decoders::STABLELM,
+    &decoders::NEMOTRON,
+    &fused_qkv::GPTNEOX,
+    &fused_qkv::BLOOM,
+    &fused_qkv::FALCON,
+    &mamba::MAMBA,
+    &bert::BERT,
+    &t5::T5,
+];
 
 /// A model to describe.
 #[derive(Debug)]
@@ -98,13 +148,13 @@ pub fn convert(input: &ArchInput<'_>) -> Result<Converted, ArchError> {
 
     let mut metadata = Metadata::new();
     metadata.set("general.architecture", Value::string(family.arch));
-    let mut keys = spec::Keys { prefix: family.arch, metadata };
+    let mut keys = spec::Keys { prefix: family.arch, folder: input.folder.into(), metadata };
     keys::write(family.early_keys, &config, &mut keys)?;
     let origin = general::Origin { folder: input.folder, config: input.config, name: input.name };
     general::write(&mut keys.metadata, &origin, &counts)?;
     keys::write(family.keys, &config, &mut keys)?;
     keys.metadata.set("general.quantization_version", Value::U32(2));
-    let mut late = spec::Keys { prefix: family.arch, metadata: Metadata::new() };
+    let mut late = spec::Keys { prefix: family.arch, folder: input.folder.into(), metadata: Metadata::new() };
     keys::write(family.late_keys, &config, &mut late)?;
     Ok(Converted {
         arch: family.arch,

@@ -73,6 +73,11 @@ impl<'a> Pattern<'a> {
     }
 }
 
+/// The block that a source tensor of most decoders is in.
+pub(super) fn block_of(name: &str) -> Option<u64> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+}
+
 /// An output's name.
 pub(super) fn output_name(pattern: &str, block: Option<u64>, member: Option<u64>, suffix: &str) -> String {
     let mut name = match pattern.strip_suffix(".*") {

@@ -6,7 +6,7 @@ use super::spec::{Family, From, Key, Num, Op, Tensor, Vocab, tensor};
 
 const EXPERTS: Num = Num::Of(&["num_local_experts", "num_experts"]);
 
-/// The last norm and the embeddings of a model that was saved without a head: its names lack `model.`.
+/// A dense decoder.
 const DENSE: &[&[Tensor]] = &[DECODER, NORMS, ATTENTION, GATED_MLP];
 
 /// Experts, one tensor each, or all of a layer in one tensor (transformers v5).
@@ -58,7 +58,7 @@ pub(super) const QWEN2: Family = Family {
     vocab: Vocab::SpmOrBpe,
     prefixes: &[("Qwen2Model", "model.")],
     tensors: DENSE,
-    keys: &[COMMON],
+    keys: &[COMMON, Key::Pooling],
     ..Family::NEW
 };
 
@@ -79,7 +79,7 @@ pub(super) const QWEN3: Family = Family {
     example: "Qwen/Qwen3-8B",
     vocab: Vocab::SpmOrBpe,
     tensors: &[DECODER, NORMS, ATTENTION, QK_NORMS, GATED_MLP],
-    keys: &[COMMON],
+    keys: &[COMMON, Key::Pooling],
     ..Family::NEW
 };
 

@@ -25,7 +25,12 @@ pub(super) fn standardise(keys: &mut Map<String, Value>, entry: &Map<String, Val
     if !entry.get("defaults").is_some_and(|d| d.get("partial_rotary_factor").is_some()) && model_type != "phi3" {
         keys.remove("partial_rotary_factor");
     }
-    if let (Some(global), Some(local)) = (default_theta.get("global"), default_theta.get("local")) {
+    let by_type = match (default_theta.get("global"), default_theta.get("local")) {
+        (Some(global), Some(local)) => Some((global, local)),
+        _ if model_type == "olmo3" => Some((default_theta, default_theta)),
+        _ => None,
+    };
+    if let Some((global, local)) = by_type {
         by_layer_type(keys, &mut rope, raw, theta, (global, local));
         keys.insert("rope_parameters".into(), Value::Object(rope));
         return;
@@ -83,13 +88,19 @@ fn by_layer_type(
     theta: Option<Value>,
     (global, local): (&Value, &Value),
 ) {
-    let scaling = raw.get("rope_scaling").and_then(Value::as_object).filter(|s| !s.is_empty());
-    let mut full = match scaling {
-        Some(s) if !s.contains_key("full_attention") => s.clone(),
-        Some(_) => rope.get("full_attention").and_then(Value::as_object).cloned().unwrap_or_default(),
-        None => rope.get("full_attention").and_then(Value::as_object).cloned().unwrap_or_default(),
+    let default = || Map::from_iter([("rope_type".to_owned(), Value::from("default"))]);
+    let own = |rope: &Map<String, Value>, key: &str| rope.get(key).and_then(Value::as_object).cloned();
+    // The older `rope_scaling` is about the layers with full attention.
+    let mut full = match raw.get("rope_scaling").and_then(Value::as_object) {
+        Some(scaling) => {
+            let mut full = raw.get("rope_parameters").and_then(Value::as_object).and_then(|r| own(r, "full_attention"));
+            let mut full = full.take().unwrap_or_else(default);
+            full.extend(scaling.clone());
+            full
+        }
+        None => own(rope, "full_attention").unwrap_or_else(default),
     };
-    let mut sliding = rope.get("sliding_attention").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut sliding = own(rope, "sliding_attention").unwrap_or_else(default);
     let local_theta = keys.remove("rope_local_base_freq").or_else(|| keys.remove("local_rope_theta"));
     let global_theta = theta.or_else(|| keys.remove("global_rope_theta"));
     for (part, base) in

@@ -30,6 +30,10 @@ pub struct Family {
     pub vocab: Vocab,
     /// Classes whose tensors lack a prefix that the table has.
     pub prefixes: &'static [(&'static str, &'static str)],
+    /// Beginnings of names that the table does not have.
+    pub strip: &'static [&'static str],
+    /// Why blocks beyond the model's number of blocks are dropped, where the weights have such.
+    pub extra_blocks: Option<&'static str>,
     /// Tensors, in groups; the first row that matches decides.
     pub tensors: &'static [&'static [Tensor]],
     /// Tensors computed from the config; they come first in the file.
@@ -50,6 +54,8 @@ impl Family {
         example: "",
         vocab: Vocab::Bpe,
         prefixes: &[],
+        strip: &[],
+        extra_blocks: None,
         tensors: &[],
         generated: &[],
         early_keys: &[],
@@ -76,8 +82,10 @@ pub enum Vocab {
     Gemma,
     /// Phi-3's SentencePiece, or byte-level BPE for GPT2Tokenizer (`Phi3MiniModel.set_vocab`).
     Phi3,
-    /// Byte-level BPE of GPT-NeoX, whatever the model's own (`MambaModel.set_vocab`).
-    NeoxOr,
+    /// The model's own files with the vocabulary size rounded up, or GPT-NeoX's without any (`MambaModel.set_vocab`).
+    Mamba,
+    /// SentencePiece (`_set_vocab_sentencepiece`).
+    Spm,
     /// WordPiece (`BertModel.set_vocab`).
     Wpm,
     /// Unigram (`T5Model.set_vocab`).
@@ -93,6 +101,7 @@ pub struct Tensor {
     pub(super) when: When,
     pub(super) stack: Option<Stack>,
     pub(super) store: Option<GgmlType>,
+    pub(super) duplicate: bool,
 }
 
 /// What becomes of a source tensor.
@@ -102,16 +111,39 @@ pub enum Fate {
     Named(&'static str),
     /// Nothing, for this reason.
     Dropped(&'static str),
+    /// Nothing if all its values are zero, otherwise an error: llama.cpp has no place for it.
+    Zero(&'static str),
 }
 
 /// A source tensor that becomes a GGUF tensor.
 pub const fn tensor(name: &'static str, source: &'static str) -> Tensor {
-    Tensor { source, fate: Fate::Named(name), ops: &[], when: When::Always, stack: None, store: None }
+    Tensor { source, fate: Fate::Named(name), ops: &[], when: When::Always, stack: None, store: None, duplicate: false }
 }
 
 /// A source tensor that GGUF has no use for.
 pub const fn dropped(source: &'static str, reason: &'static str) -> Tensor {
-    Tensor { source, fate: Fate::Dropped(reason), ops: &[], when: When::Always, stack: None, store: None }
+    Tensor {
+        source,
+        fate: Fate::Dropped(reason),
+        ops: &[],
+        when: When::Always,
+        stack: None,
+        store: None,
+        duplicate: false,
+    }
+}
+
+/// A source tensor that llama.cpp has no place for, which is no loss where it is all zeros.
+pub const fn zero(source: &'static str, reason: &'static str) -> Tensor {
+    Tensor {
+        source,
+        fate: Fate::Zero(reason),
+        ops: &[],
+        when: When::Always,
+        stack: None,
+        store: None,
+        duplicate: false,
+    }
 }
 
 impl Tensor {
@@ -131,6 +163,12 @@ impl Tensor {
     /// order, when the last of their members has been met.
     pub const fn stacked(mut self, group: &'static str, count: Num) -> Tensor {
         self.stack = Some(Stack { group, count });
+        self
+    }
+
+    /// One of several copies: the first that the file holds is used, the others are dropped.
+    pub const fn or_duplicate(mut self) -> Tensor {
+        self.duplicate = true;
         self
     }
 
@@ -210,6 +248,23 @@ pub enum Op {
         /// Of how many.
         of: u64,
     },
+    /// Each of so many heads as a matrix of its rows.
+    Heads(Num),
+    /// `count` rows of each matrix, from `start` on.
+    Rows {
+        /// First row.
+        start: Num,
+        /// How many.
+        count: Num,
+    },
+    /// Fused query, key and value rows in `groups` groups (so many queries, one key, one value each) as all queries,
+    /// all keys, all values.
+    Degroup {
+        /// Groups: key and value heads.
+        groups: Num,
+        /// Attention heads.
+        heads: Num,
+    },
     /// Every `step`-th row from `start` on, within each matrix of a stack.
     Every {
         /// First row.
@@ -224,14 +279,10 @@ pub enum Op {
         /// Distance between elements.
         step: u64,
     },
-    /// The first so many rows.
-    Head(Num),
     /// All rows but the first so many.
     Skip(Num),
     /// Without dimensions of size 1.
     Squeeze,
-    /// Two leading dimensions as one.
-    Flatten,
     /// Where no word suffices.
     Hook(fn(Recipe, &Place<'_>) -> Result<Recipe, ArchError>),
 }
@@ -287,6 +338,8 @@ pub enum Key {
     Str(&'static str, From),
     /// `general.file_type`; its value is set when the output type is known.
     FileType,
+    /// `pooling_type`, where the folder is one of sentence-transformers.
+    Pooling,
     /// Keys that several families share.
     Group(&'static [Key]),
     /// Keys that are computed together.
@@ -315,6 +368,7 @@ pub enum From {
 /// The keys of one model as they are collected: names get the architecture's prefix.
 pub struct Keys {
     pub(super) prefix: &'static str,
+    pub(super) folder: std::path::PathBuf,
     pub(super) metadata: Metadata,
 }
 
@@ -331,6 +385,11 @@ impl Keys {
         } else {
             self.metadata.set(format!("{}.{name}", self.prefix), value);
         }
+    }
+
+    /// Removes `<arch>.<name>`.
+    pub fn remove(&mut self, name: &str) {
+        self.metadata.remove(&format!("{}.{name}", self.prefix));
     }
 
     /// Sets an unsigned number.

@@ -114,10 +114,21 @@ def make(out, name, arch, config, weights=(1.0,), dtype=None, resize=None, keep_
             after(path)
         adapters.append([os.path.basename(path), weights[i] if i < len(weights) else 1.0])
     compute = {None: torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[dtype]
-    merged_of(base, folder, adapters, compute, resize, seed, reference).save_pretrained(os.path.join(folder, "reference"))
+    save_merged(merged_of(base, folder, adapters, compute, resize, seed, reference), os.path.join(folder, "reference"), base)
     if late:
         late(path)
     json.dump({"adapters": adapters, "dtype": dtype or "f32", "peft": peft.__version__}, open(os.path.join(folder, "case.json"), "w"))
+
+
+def save_merged(model, folder, base):
+    """Replicated layers share tensors and no longer fit the config, which transformers refuses to save."""
+    try:
+        model.save_pretrained(folder)
+    except Exception:
+        from safetensors.torch import save_file
+        os.makedirs(folder, exist_ok=True)
+        save_file({k: v.clone() for k, v in model.state_dict().items()}, os.path.join(folder, "model.safetensors"))
+        shutil.copy(os.path.join(base, "config.json"), folder)
 
 
 def merged_of(base, folder, adapters, compute, resize, seed, reference):
@@ -134,7 +145,14 @@ def merged_of(base, folder, adapters, compute, resize, seed, reference):
         if resize:
             torch.manual_seed(seed + 7)
             model.resize_token_embeddings(resize, mean_resizing=False)
-        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+        if reference == "pissa":
+            return pissa_merged(model, path)
+        model = PeftModel.from_pretrained(model, path)
+        if reference == "unshared":  # PEFT would merge the adapters of all copies of a layer into the one tensor they share
+            for m in model.modules():
+                if hasattr(m, "base_layer"):
+                    m.base_layer.weight = torch.nn.Parameter(m.base_layer.weight.detach().clone())
+        model = model.merge_and_unload()
         if reference == "tied":
             model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
         return model
@@ -150,6 +168,23 @@ def merged_of(base, folder, adapters, compute, resize, seed, reference):
             total[k] += weight * (v - start[k])
     plain.load_state_dict(total)
     return plain
+
+
+def pissa_merged(model, path):
+    """PEFT decomposes in float32 whatever the model's type, and its singular vectors are only as good as that (some
+    5e-6 of the largest weight). The same rule in float64."""
+    from safetensors.torch import load_file
+    c = json.load(open(os.path.join(path, "adapter_config.json")))
+    t = load_file(os.path.join(path, "adapter_model.safetensors"))
+    with torch.no_grad():
+        for n, m in model.named_modules():
+            if f"base_model.model.{n}.lora_A.weight" in t:
+                a, b = (t[f"base_model.model.{n}.lora_{x}.weight"].double() for x in "AB")
+                u, s, v = torch.linalg.svd(m.weight.double(), full_matrices=False)
+                r = c["r"]
+                delta = c["lora_alpha"] / r * b @ a
+                m.weight.add_((delta.T if delta.shape != m.weight.shape or c["fan_in_fan_out"] else delta) - u[:, :r] @ torch.diag(s[:r]) @ v[:r])
+    return model
 
 
 def to_bin(path):
@@ -209,11 +244,11 @@ def cases():
     yield "tokens-only-llama", "llama", P.TrainableTokensConfig(token_indices=[1, 100], target_modules=["embed_tokens"], **C), {}
     yield "tie-lora-llama", "llama-tied", L(target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True), dict(reference="tied")
     yield "tie-saved-llama", "llama-tied", L(modules_to_save=["embed_tokens"], ensure_weight_tying=True), {}
-    yield "replicated-llama", "llama", L(layer_replication=[[0, 2], [1, 2]]), {}
-    yield "replicated-rank-qwen3", "qwen3", L(layer_replication=[[0, 1], [0, 2], [0, 2]], rank_pattern={"layers.3.self_attn.q_proj": 2}), {}
-    yield "pissa-llama", "llama", L(init_lora_weights="pissa"), dict(keep_init=True, dtype="f32")
+    yield "replicated-llama", "llama", L(layer_replication=[[0, 2], [1, 2]]), dict(reference="unshared")
+    yield "replicated-rank-qwen3", "qwen3", L(layer_replication=[[0, 1], [0, 2], [0, 2]], rank_pattern={"layers.3.self_attn.q_proj": 2}), dict(reference="unshared")
+    yield "pissa-llama", "llama", L(init_lora_weights="pissa"), dict(keep_init=True, reference="pissa")
     yield "olora-qwen3", "qwen3", L(init_lora_weights="olora"), dict(keep_init=True, dtype="f32")
-    yield "pissa-conv1d-gpt2", "gpt2", L(init_lora_weights="pissa", target_modules=["c_attn", "c_proj"], fan_in_fan_out=True), dict(keep_init=True, dtype="f32")
+    yield "pissa-conv1d-gpt2", "gpt2", L(init_lora_weights="pissa", target_modules=["c_attn", "c_proj"], fan_in_fan_out=True), dict(keep_init=True, reference="pissa")
     yield "bin-llama", "llama", L(), dict(after=to_bin)
     yield "wrapped-names-llama", "llama", L(), dict(late=wrap_names)
     yield "adapter-in-bf16-llama", "llama", L(), dict(after=to_16_bit)

@@ -132,6 +132,16 @@ CASES = {
 }
 
 
+NAMED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rsplit("/", 1)[0])
+from conversion import base
+base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "any"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def make(name, folder):
     cls, model_type, _, tok, config, *edits = CASES[name]
     shutil.rmtree(folder, ignore_errors=True)
@@ -149,6 +159,8 @@ def compare(ref, cand):
     found = [f"missing {k} = {gguf_file.fmt(*a[k][:2])}" for k in a if k not in b]
     found += [f"extra {k} = {gguf_file.fmt(*b[k][:2])}" for k in b if k not in a]
     for k in a:
+        if k == "tokenizer.ggml.pre" and a[k][1] == b"any":
+            continue
         if k in b and a[k][2] != b[k][2]:
             where = ""
             if a[k][0] == b[k][0] == 9:
@@ -169,8 +181,10 @@ def main():
         folder, ref, cand = (os.path.join(work, name + end) for end in ("", ".ref.gguf", ".gguf"))
         if not os.path.exists(ref):
             make(name, folder)
-            r = subprocess.run([sys.executable, f"{LLAMA}/convert_hf_to_gguf.py", folder, "--outfile", ref, "--vocab-only"],
-                               capture_output=True, text=True)
+            args = [f"{LLAMA}/convert_hf_to_gguf.py", folder, "--outfile", ref, "--vocab-only"]
+            r = subprocess.run([sys.executable, *args], capture_output=True, text=True)
+            if "was not recognized" in r.stderr:  # a changed vocabulary: its other keys can still be compared
+                r = subprocess.run([sys.executable, "-c", NAMED, *args], capture_output=True, text=True)
             if r.returncode:
                 print(f"{name:18} REFERENCE FAILED {r.stderr.strip().splitlines()[-1][:200]}", flush=True)
                 continue
