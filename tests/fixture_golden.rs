@@ -83,10 +83,8 @@ fn the_16_bit_file_has_every_key_and_tensor_of_the_converter() {
         reference["keys"].as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     assert_eq!(keys, expected, "keys, in order");
 
-    let found: Vec<(String, Json)> = tensors(&path)
-        .into_iter()
-        .map(|(name, kind, ne, hash)| (name, serde_json::json!([kind, ne, hash])))
-        .collect();
+    let found: Vec<(String, Json)> =
+        tensors(&path).into_iter().map(|(name, kind, ne, hash)| (name, serde_json::json!([kind, ne, hash]))).collect();
     let expected: Vec<(String, Json)> =
         reference["tensors"].as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     assert_eq!(found, expected, "tensors, in order");
@@ -102,8 +100,11 @@ fn every_file_type_has_every_tensor_of_llama_quantize() {
     assert!(entries.len() >= 60, "35 file types with and without imatrix, but for those that need one");
     // One run for all types without imatrix, one for all with it.
     for with in [false, true] {
-        let names: Vec<&str> =
-            entries.keys().filter(|k| k.ends_with("+imatrix") == with).map(|k| k.trim_end_matches("+imatrix")).collect();
+        let names: Vec<&str> = entries
+            .keys()
+            .filter(|k| k.ends_with("+imatrix") == with)
+            .map(|k| k.trim_end_matches("+imatrix"))
+            .collect();
         let list = names.join(",");
         let mut args = vec![base.to_str().unwrap(), "--quant", &list, "-o", "out", "--force", "-q", "--no-modelfile"];
         if with {

@@ -45,7 +45,9 @@ pub enum ConvertError {
     #[error(transparent)]
     Output(#[from] OutputError),
     /// An adapter over a GGUF.
-    #[error("--lora: {path} is a GGUF, and adapters are merged into model folders only; give the folder it was made from")]
+    #[error(
+        "--lora: {path} is a GGUF, and adapters are merged into model folders only; give the folder it was made from"
+    )]
     AdapterOnGguf {
         /// The GGUF.
         path: PathBuf,

@@ -185,8 +185,8 @@ fn adapter_report(adapter: &Adapter, weight: f32, summary: &MergeSummary) -> Ada
 /// The tokenizer's rule for a family's vocabulary.
 fn vocab_kind(vocab: Vocab) -> VocabKind {
     match vocab {
-        Vocab::Bpe | Vocab::NeoxOr => VocabKind::Bpe,
-        Vocab::SpmOrBpe => VocabKind::SpmOrBpe,
+        Vocab::Bpe | Vocab::Mamba => VocabKind::Bpe,
+        Vocab::Spm | Vocab::SpmOrBpe => VocabKind::SpmOrBpe,
         Vocab::Llama => VocabKind::Llama,
         Vocab::SpmNoPrefix | Vocab::SpmNoPrefixOrBpe => VocabKind::Gemma2,
         Vocab::Gemma => VocabKind::Gemma,
