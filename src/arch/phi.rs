@@ -146,7 +146,11 @@ fn attention_factor(config: &Config, keys: &mut Keys) -> Result<(), ArchError> {
         "yarn" if scale > 1.0 => 0.1 * scale.ln() + 1.0,
         "su" | "longrope" | "yarn" => 1.0,
         _ => {
-            return Err(config.unfit("rope_scaling", format!("is of type {kind:?}"), "longrope and yarn are supported"));
+            return Err(config.unfit(
+                "rope_scaling",
+                format!("is of type {kind:?}"),
+                "longrope and yarn are supported",
+            ));
         }
     };
     keys.float("rope.scaling.attn_factor", factor);
