@@ -70,7 +70,8 @@ impl Elementwise {
         match self {
             Elementwise::Add(c) => x + c,
             Elementwise::Scale(c) => x * c,
-            Elementwise::NegExp => -x.exp(),
+            // Through f64, so that every platform rounds the same.
+            Elementwise::NegExp => -(f64::from(x).exp() as f32),
         }
     }
 }
