@@ -150,10 +150,12 @@ impl Imatrix {
             }
             entries.insert(name, Entry { weights });
         }
-        // Files of the first versions end here.
+        // Files of the first versions end here, those of later ones after the number of chunks.
         let (mut chunks, mut datasets) = (0, Vec::new());
         if r.left > 0 {
             chunks = r.i32("the number of chunks")?;
+        }
+        if r.left > 0 {
             let dataset = r.text("the dataset's name", MAX_DATASET)?;
             if !dataset.is_empty() {
                 datasets.push(dataset.into());
@@ -272,7 +274,7 @@ fn provenance(path: &Path, metadata: &Metadata) -> Result<(Vec<BString>, i32), I
     let chunks = number("imatrix.chunk_count")?;
     let datasets = match metadata.get("imatrix.datasets") {
         Some(Value::Array(Array::String(names))) => names.clone(),
-        // gguf-py and ggml write an empty array of strings as one of another type.
+        // An array of nothing may claim any element type.
         Some(Value::Array(a)) if a.is_empty() => Vec::new(),
         _ => return Err(missing("imatrix.datasets")),
     };
