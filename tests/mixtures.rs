@@ -1,93 +1,51 @@
-//! What is promised about mixtures: every tensor of every model shape in `fixtures/mixtures` gets the type that
-//! llama.cpp gives it, under all file types, with and without an imatrix; and so do the fixture's own tensors.
-//! `tests/oracle/mixture.py` makes the goldens and says how.
+//! What is promised about the plan of a quantized file: every tensor of every model shape in `fixtures/mixtures` gets
+//! the type that llama.cpp gives it, under all file types, with and without an imatrix; the header is the same byte
+//! for byte under its options; and the fixture's own tensors get theirs.
+//! `tests/oracle/mixture.py` and `quantize_options.py` make the goldens and say how.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use serde_json::{Map, Value as Json};
-use sha2::{Digest, Sha256};
-use to_gguf::gguf::{Array, Layout, Metadata, TensorInfo, Value};
+use to_gguf::gguf::{Layout, TensorInfo, Value};
 use to_gguf::quant::{
-    FileType, GgmlType, Importance, QuantName, QuantOptions, QuantPlan, QuantPlanError, SourceTensor,
+    FileType, GgmlType, Importance, KvOverride, QuantName, QuantOptions, QuantPlan, QuantPlanError, SourceTensor,
+    TensorTypeRule, weight_type,
 };
 use to_gguf::shape::Shape;
 
-fn json(path: &str) -> Map<String, Json> {
-    match serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() {
-        Json::Object(map) => map,
-        other => panic!("{path}: {other}"),
-    }
-}
-
-fn short_hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().take(8).fold(String::new(), |mut s, b| {
-        write!(s, "{b:02x}").unwrap();
-        s
-    })
-}
-
-struct Model {
-    metadata: Metadata,
-    tensors: Vec<TensorInfo>,
-}
-
-impl Model {
-    fn of(description: &Json) -> Self {
-        let mut metadata = Metadata::new();
-        metadata.set("general.architecture", Value::string(description["architecture"].as_str().unwrap()));
-        for (key, v) in description["keys"].as_object().unwrap() {
-            let number = |v: &Json| v.as_u64().unwrap();
-            let value = match v {
-                Json::Bool(b) => Value::Bool(*b),
-                Json::Array(a) => Value::Array(Array::I32(a.iter().map(|v| number(v) as i32).collect())),
-                v if v.is_f64() => Value::F32(v.as_f64().unwrap() as f32),
-                v => Value::U32(number(v) as u32),
-            };
-            metadata.set(key, value);
-        }
-        let mut tensors = Vec::new();
-        for t in description["tensors"].as_array().unwrap() {
-            let dims: Vec<u64> = t[1].as_array().unwrap().iter().rev().map(|n| n.as_u64().unwrap()).collect();
-            let shape = Shape::new(dims).unwrap();
-            let kind = GgmlType::from_name(t[2].as_str().unwrap()).unwrap();
-            let name = t[0].as_str().unwrap();
-            let mut push = |name| tensors.push(TensorInfo { name, shape: shape.clone(), kind });
-            match t[3].as_array() {
-                None => push(name.to_owned()),
-                Some(layers) => {
-                    for i in layers[0].as_u64().unwrap()..layers[1].as_u64().unwrap() {
-                        push(name.replace("{}", &i.to_string()));
-                    }
-                }
-            }
-        }
-        Model { metadata, tensors }
-    }
-
-    fn sources(&self) -> Vec<SourceTensor<'_>> {
-        self.tensors.iter().map(|t| SourceTensor { name: &t.name, shape: &t.shape, kind: t.kind, part: 0 }).collect()
-    }
-}
+#[path = "common/models.rs"]
+mod models;
+use models::{Model, json, short_hash};
 
 /// An imatrix with weights for every tensor.
-struct Complete(HashMap<String, u64>);
+struct Complete {
+    lengths: HashMap<String, u64>,
+    keys: Vec<(&'static str, Value)>,
+}
 
 impl Complete {
-    fn of(tensors: &[TensorInfo]) -> Self {
-        let len = |t: &TensorInfo| t.shape.ne()[0] * t.shape.ne().get(2).copied().unwrap_or(1);
-        Complete(tensors.iter().map(|t| (t.name.clone(), len(t))).collect())
+    fn of(model: &Model) -> Self {
+        Complete { lengths: model.imatrix_lengths(), keys: Vec::new() }
     }
 }
 
 impl Importance for Complete {
     fn len_for(&self, tensor: &str) -> Option<u64> {
-        self.0.get(tensor).copied()
+        self.lengths.get(tensor).copied()
     }
 
     fn keys(&self) -> Vec<(&'static str, Value)> {
-        Vec::new()
+        self.keys.clone()
     }
+}
+
+/// A file type as the goldens name it, and the imatrix where it asks for one.
+fn target<'a>(key: &str, imatrix: &'a Complete) -> (QuantName, Option<&'a dyn Importance>) {
+    let (name, imatrix) = match key.strip_suffix("+imatrix") {
+        Some(name) => (name, Some(imatrix as &dyn Importance)),
+        None => (key, None),
+    };
+    (QuantName::Type(FileType::from_name(name).unwrap()), imatrix)
 }
 
 #[test]
@@ -95,39 +53,28 @@ fn every_tensor_gets_llama_cpps_type() {
     let goldens = json("fixtures/mixtures/goldens.json");
     let models = json("fixtures/mixtures/models.json");
     assert!(models.len() >= 30 && models.keys().eq(goldens.keys()));
+    let options = QuantOptions { allow_requantize: true, ..QuantOptions::default() };
     let mut checked = 0;
     for (name, description) in &models {
         let model = Model::of(description);
-        let golden = goldens[name].as_object().unwrap();
-        let complete = Complete::of(&model.tensors);
-        let options = QuantOptions { allow_requantize: true, ..QuantOptions::default() };
-        for (key, want) in golden.iter().filter(|(key, _)| *key != "header") {
-            let (file_type, imatrix) = match key.strip_suffix("+imatrix") {
-                Some(t) => (t, Some(&complete as &dyn Importance)),
-                None => (key.as_str(), None),
-            };
-            let target = QuantName::Type(FileType::from_name(file_type).unwrap());
-            let plan = QuantPlan::new(&model.metadata, &model.sources(), target, &options, imatrix);
-            let lines = match plan {
-                Ok(plan) => plan.decisions.iter().fold(String::new(), |mut s, d| {
-                    writeln!(s, "{} {}", d.name, d.to).unwrap();
-                    s
-                }),
-                Err(QuantPlanError::RaggedRow { .. }) => {
-                    assert_eq!(want, "error", "{name} {key}");
-                    continue;
-                }
+        let complete = Complete::of(&model);
+        for (key, want) in goldens[name].as_object().unwrap().iter().filter(|(key, _)| *key != "header") {
+            let (target, imatrix) = target(key, &complete);
+            let plan = match QuantPlan::new(&model.metadata, &model.sources(), target, &options, imatrix) {
+                Ok(plan) => plan,
+                Err(QuantPlanError::RaggedRow { .. }) if want == "error" => continue,
                 // A dry run of llama.cpp's goes on without the imatrix that the real one would demand.
                 Err(QuantPlanError::NeedsImatrix { .. }) if imatrix.is_none() => continue,
                 Err(e) => panic!("{name} {key}: {e}"),
             };
+            let lines = plan.decisions.iter().fold(String::new(), |mut s, d| {
+                writeln!(s, "{} {}", d.name, d.to).unwrap();
+                s
+            });
             if short_hash(lines.as_bytes()) != *want {
                 let ours = std::env::temp_dir().join("to-gguf-mixture.txt");
                 std::fs::write(&ours, lines).unwrap();
-                panic!(
-                    "{name} {key} differs: compare {} with tests/oracle/mixture.py dump {name} {key}",
-                    ours.display()
-                );
+                panic!("{name} {key} differs: compare {} with mixture.py dump {name} {key}", ours.display());
             }
             checked += 1;
         }
@@ -149,43 +96,163 @@ fn headers_equal_those_of_gguf_py() {
 #[test]
 fn the_fixture_gets_its_reference_types() {
     let reference = json("fixtures/reference.json");
-    let bf16 = reference["bf16"].as_object().unwrap();
-    let mut metadata = Metadata::new();
-    for (key, v) in bf16["keys"].as_object().unwrap() {
+    let mut model = Model { metadata: to_gguf::gguf::Metadata::new(), tensors: Vec::new() };
+    for (key, v) in reference["bf16"]["keys"].as_object().unwrap() {
         match (v[0].as_str().unwrap(), &v[1]) {
-            ("u32", v) => metadata.set(key, Value::U32(v.as_u64().unwrap() as u32)),
-            ("str", v) => metadata.set(key, Value::string(v.as_str().unwrap())),
+            ("u32", v) => model.metadata.set(key, Value::U32(v.as_u64().unwrap() as u32)),
+            ("str", v) => model.metadata.set(key, Value::string(v.as_str().unwrap())),
             _ => {}
         }
     }
-    let mut tensors = Vec::new();
-    for (name, t) in bf16["tensors"].as_object().unwrap() {
+    for (name, t) in reference["bf16"]["tensors"].as_object().unwrap() {
         let dims: Vec<u64> = t[1].as_array().unwrap().iter().rev().map(|n| n.as_u64().unwrap()).collect();
         let kind = GgmlType::from_name(t[0].as_str().unwrap()).unwrap();
-        tensors.push(TensorInfo { name: name.clone(), shape: Shape::new(dims).unwrap(), kind });
+        model.tensors.push(TensorInfo { name: name.clone(), shape: Shape::new(dims).unwrap(), kind });
     }
-    let model = Model { metadata, tensors };
-    let complete = Complete::of(&model.tensors);
-    let types = reference["quantized"].as_object().unwrap();
-    for (key, want) in types {
-        let (file_type, imatrix) = match key.strip_suffix("+imatrix") {
-            Some(t) => (t, Some(&complete as &dyn Importance)),
-            None => (key.as_str(), None),
-        };
-        let target = QuantName::Type(FileType::from_name(file_type).unwrap());
+    let complete = Complete::of(&model);
+    for (key, want) in reference["quantized"].as_object().unwrap() {
+        let (target, imatrix) = target(key, &complete);
         let plan = QuantPlan::new(&model.metadata, &model.sources(), target, &QuantOptions::default(), imatrix);
-        if want.is_string() {
+        let Some(want) = want.as_object() else {
             assert!(matches!(plan, Err(QuantPlanError::NeedsImatrix { .. })), "{key}");
             continue;
-        }
+        };
         let plan = plan.unwrap();
-        let got: Vec<_> = plan.decisions.iter().map(|d| (d.name.clone(), d.to.name().to_owned())).collect();
-        let want: Vec<_> = want
-            .as_object()
-            .unwrap()
-            .iter()
-            .map(|(name, t)| (name.clone(), t[0].as_str().unwrap().to_owned()))
-            .collect();
-        assert_eq!(got, want, "{key}");
+        let got = plan.decisions.iter().map(|d| (d.name.as_str(), d.to.name()));
+        assert!(got.eq(want.iter().map(|(name, t)| (name.as_str(), t[0].as_str().unwrap()))), "{key}");
     }
+}
+
+/// Every case of `quantize_options.py`: key order, tensor order, names, types, offsets and size.
+#[test]
+fn headers_equal_llama_quantizes_under_its_options() {
+    let goldens = json("fixtures/mixtures/options.json");
+    let cases = goldens["cases"].as_object().unwrap();
+    assert!(cases.len() >= 28);
+    let mut wrong = Vec::new();
+    for (case, golden) in cases {
+        let given = &golden["options"];
+        let list = |key: &str| -> Vec<&str> {
+            given[key].as_array().map_or(Vec::new(), |a| a.iter().map(|s| s.as_str().unwrap()).collect())
+        };
+        let kind = |key: &str| given[key].as_str().map(|name| weight_type(name).unwrap());
+        let flag = |key: &str| given[key].as_bool().unwrap_or(false);
+        let numbers = given["prune_layers"].as_array().cloned().unwrap_or_default();
+        let options = QuantOptions {
+            pure: flag("pure"),
+            leave_output_tensor: flag("leave_output_tensor"),
+            output_tensor_type: kind("output_tensor_type"),
+            token_embedding_type: kind("token_embedding_type"),
+            tensor_types: list("tensor_type").into_iter().map(|r| TensorTypeRule::parse(r).unwrap()).collect(),
+            override_kv: list("override_kv").into_iter().map(|r| KvOverride::parse(r).unwrap()).collect(),
+            prune_layers: numbers.iter().map(|n| n.as_u64().unwrap() as u32).collect(),
+            ..QuantOptions::default()
+        };
+        let model = Model::of(&goldens["models"][golden["model"].as_str().unwrap()]);
+        let mut imatrix = Complete::of(&model);
+        if let Some(i) = given["imatrix"].as_object() {
+            let text = |s: &str| Value::string(&s.as_bytes()[..s.len().min(127)]);
+            imatrix.keys.push(("quantize.imatrix.file", text(i["file"].as_str().unwrap())));
+            if let Some(d) = i.get("dataset") {
+                imatrix.keys.push(("quantize.imatrix.dataset", text(d.as_str().unwrap())));
+            }
+            imatrix.keys.push(("quantize.imatrix.entries_count", Value::U32(model.tensors.len() as u32)));
+            if let Some(n) = i.get("chunks") {
+                imatrix.keys.push(("quantize.imatrix.chunks_count", Value::U32(n.as_u64().unwrap() as u32)));
+            }
+        }
+        let imatrix = given["imatrix"].is_object().then_some(&imatrix as &dyn Importance);
+        let target = QuantName::from_name(golden["file_type"].as_str().unwrap()).unwrap();
+        let plan = QuantPlan::new(&model.metadata, &model.sources(), target, &options, imatrix).unwrap();
+        let tensors: Vec<_> = plan
+            .decisions
+            .iter()
+            .map(|d| TensorInfo { name: d.name.clone(), shape: d.shape.clone(), kind: d.to })
+            .collect();
+        let layout = Layout::new(&plan.metadata, &tensors).unwrap();
+        if short_hash(layout.header()) != golden["header"] || layout.file_size() != golden["size"].as_u64().unwrap() {
+            let ours = std::env::temp_dir().join(format!("to-gguf-header-{case}.gguf"));
+            std::fs::write(&ours, layout.header()).unwrap();
+            wrong.push(format!("{case}: compare {} with quantize_options.py header {case} OUT", ours.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn tiny() -> Model {
+    Model::of(&json("fixtures/mixtures/options.json")["models"]["tiny-tied"])
+}
+
+#[test]
+fn impossible_wishes_are_refused_with_a_remedy() {
+    let mut model = tiny();
+    let plan = |model: &Model, name: &str, options: &QuantOptions| {
+        let target = QuantName::from_name(name).unwrap();
+        QuantPlan::new(&model.metadata, &model.sources(), target, options, None)
+    };
+    let refusal = |model: &Model, name: &str, options: &QuantOptions| {
+        let said = plan(model, name, options).unwrap_err().to_string();
+        assert!(said.contains("; "), "no remedy in {said:?}");
+        said
+    };
+    let plain = QuantOptions::default();
+    assert!(refusal(&model, "iq2_xxs", &plain).starts_with("tensor 'blk.0.attn_k.weight' would be IQ2_XXS, which is"));
+    let prune = QuantOptions { prune_layers: [9].into(), ..QuantOptions::default() };
+    assert!(refusal(&model, "q8_0", &prune).starts_with("the model has no layer 9 to prune (its last is 3)"));
+
+    let rules = vec![TensorTypeRule::parse("nothing=q8_0").unwrap(), TensorTypeRule::parse("ffn=q8_0").unwrap()];
+    let unused = QuantOptions { tensor_types: rules, ..QuantOptions::default() };
+    assert_eq!(plan(&model, "q4_k_m", &unused).unwrap().unused_rules, ["nothing=q8_0"]);
+
+    let up = model.tensors.iter().position(|t| t.name == "blk.1.ffn_up.weight").unwrap();
+    model.tensors[up].kind = GgmlType::Q8_0;
+    assert!(refusal(&model, "q4_k_m", &plain).starts_with("tensor 'blk.1.ffn_up.weight' is Q8_0 already"));
+    let allowed = QuantOptions { allow_requantize: true, ..QuantOptions::default() };
+    plan(&model, "q4_k_m", &allowed).unwrap();
+    plan(&model, "q8_0", &plain).unwrap();
+    model.tensors[up].kind = GgmlType::I32;
+    assert!(refusal(&model, "q4_k_m", &allowed).starts_with("tensor 'blk.1.ffn_up.weight' has type I32, which cannot"));
+    model.tensors[up].kind = GgmlType::BF16;
+    model.tensors[up].shape = Shape::matrix(4, 100);
+    let fallback = plan(&model, "q6_k", &plain).unwrap().fallbacks;
+    assert_eq!(
+        fallback.iter().map(|f| (f.row, f.wanted, f.got)).collect::<Vec<_>>(),
+        [(100, GgmlType::Q6_K, GgmlType::F16)]
+    );
+    assert!(refusal(&model, "q1_0", &plain).contains("'blk.1.ffn_up.weight' has rows of 100, and Q1_0 needs"));
+}
+
+#[test]
+fn kept_parts_are_those_of_the_input() {
+    let model = tiny();
+    let mut sources = model.sources();
+    let n = sources.len();
+    for (i, s) in sources.iter_mut().enumerate() {
+        s.part = 2 * i / n;
+    }
+    let options = QuantOptions { keep_split: true, ..QuantOptions::default() };
+    let target = QuantName::from_name("q8_0").unwrap();
+    let plan = QuantPlan::new(&model.metadata, &sources, target, &options, None).unwrap();
+    let parts = plan.parts();
+    assert_eq!(parts.len(), 2);
+    assert!(parts[1].1.clone().all(|i| sources[plan.decisions[i].source].part == 1));
+    let keys: Vec<_> = parts[1].0.iter().map(|(k, _)| k).collect();
+    assert_eq!(keys, ["split.no", "split.count", "split.tensors.count"]);
+    let source: Vec<&SourceTensor<'_>> = plan.decisions.iter().map(|d| &sources[d.source]).collect();
+    assert!(source.is_sorted_by_key(|s| s.part));
+}
+
+#[test]
+fn q2_k_l_is_unsloths() {
+    let model = tiny();
+    let plan = |name: &str| {
+        let target = QuantName::from_name(name).unwrap();
+        QuantPlan::new(&model.metadata, &model.sources(), target, &QuantOptions::default(), None).unwrap()
+    };
+    let (large, plain) = (plan("q2_k_l"), plan("q2_k"));
+    for (l, p) in large.decisions.iter().zip(&plain.decisions) {
+        let forced = l.name == "token_embd.weight";
+        assert_eq!(l.to, if forced { GgmlType::Q8_0 } else { p.to }, "{}", l.name);
+    }
+    assert_eq!(large.metadata, plain.metadata);
 }

@@ -26,6 +26,10 @@ const EXAMPLES: &str = "Examples:
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Show what a GGUF file holds: keys, tensors, types, sizes
+    Inspect(super::inspect::InspectArgs),
+    /// Compare two GGUF files: keys, order, types, bytes, values; exit status 1 where they differ
+    Diff(super::diff::DiffArgs),
     /// Print a shell's completion script
     Completions {
         /// The shell

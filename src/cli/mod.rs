@@ -2,6 +2,8 @@
 
 mod args;
 mod convert;
+mod diff;
+mod inspect;
 
 mod print;
 mod progress;
@@ -22,6 +24,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.convert.run.verbose);
     let result = match cli.command {
+        Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "to-gguf", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -52,6 +56,16 @@ struct Interrupted;
 /// An error's text without line breaks, so that a failure is one line.
 fn one_line(text: &str) -> String {
     text.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Writes a result to stdout. A reader that has seen enough and closed the pipe is no failure.
+fn print_out(text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
 }
 
 /// Log events go to stderr: warnings always, more with each `-v`.

@@ -43,6 +43,7 @@ pub use filetype::{FileType, QuantName};
 pub use imatrix::{Imatrix, ImatrixError, ImatrixFilter};
 pub use lanes::Isa;
 pub use mixture::UnknownLayer;
+pub(crate) use overrides::can_hold_weights;
 pub use overrides::{KvOverride, OptionError, QuantOptions, TensorTypeRule, parse_prune_layers, weight_type};
 pub use plain::{decode_bf16, decode_f16, encode_bf16, encode_f16};
 pub use quantplan::{Decision, Fallback, Importance, QuantPlan, QuantPlanError, SourceTensor};

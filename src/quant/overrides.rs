@@ -59,7 +59,7 @@ pub fn weight_type(name: &str) -> Result<GgmlType, OptionError> {
 }
 
 /// Whether weights can be converted to and from a type: blocks and floats, but not integers and doubles.
-pub(super) fn can_hold_weights(kind: GgmlType) -> bool {
+pub(crate) fn can_hold_weights(kind: GgmlType) -> bool {
     kind.is_quantized() || matches!(kind, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
 }
 

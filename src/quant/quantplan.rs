@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::mixture::{self, Category, Mixture, ModelFacts, UnknownLayer, layer_of};
-use super::overrides::can_hold_weights;
-use super::{FileType, GgmlType, QuantName, QuantOptions};
+use super::{FileType, GgmlType, QuantName, QuantOptions, can_hold_weights};
 use crate::gguf::{Array, Metadata, Value};
 use crate::shape::Shape;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::TensorSet;
-use crate::gguf::{GgufError, GgufFile, Metadata};
+use crate::gguf::{GgufError, GgufFile, GgufTensor, Metadata};
 use crate::quant::{GgmlType, SourceTensor, dequantize_rows, first_bad_block};
 use crate::recipe::{ReadError, Recipe, RowSource, Scratch};
 use crate::shape::Shape;
@@ -37,17 +37,17 @@ impl GgufModel {
 
     /// Its tensors in file order under their GGUF names: what [`crate::quant::QuantPlan::new`] decides about.
     pub fn source_tensors(&self) -> Vec<SourceTensor<'_>> {
-        let source = |t| {
-            let crate::gguf::GgufTensor { name, shape, kind, part, .. } = t;
-            SourceTensor { name, shape, kind: *kind, part: *part }
-        };
-        self.file.tensors().iter().map(source).collect()
+        self.file
+            .tensors()
+            .iter()
+            .map(|t| SourceTensor { name: &t.name, shape: &t.shape, kind: t.kind, part: t.part })
+            .collect()
     }
 
     /// Its tensors as recipes, in file order. Blocks are decoded where values are asked for, and copied as they are
     /// where the output has the same type.
     pub fn tensors(&self) -> TensorSet {
-        let recipe = |(index, t): (usize, &crate::gguf::GgufTensor)| {
+        let recipe = |(index, t): (usize, &GgufTensor)| {
             let rows = GgufRows { file: Arc::clone(&self.file), index };
             (t.name.clone(), Recipe::source(Arc::new(rows)))
         };
@@ -63,7 +63,7 @@ struct GgufRows {
 }
 
 impl GgufRows {
-    fn tensor(&self) -> &crate::gguf::GgufTensor {
+    fn tensor(&self) -> &GgufTensor {
         &self.file.tensors()[self.index]
     }
 
@@ -111,8 +111,7 @@ impl RowSource for GgufRows {
             let n = (out.len() / row_len) as u64;
             let bytes = &mut bytes[..(n * row_bytes) as usize];
             result = self.read(at..at + n, bytes).and_then(|()| {
-                dequantize_rows(t.kind, bytes, row_len, out)
-                    .map_err(|e| ReadError::new(self.describe(), e.to_string()))
+                dequantize_rows(t.kind, bytes, row_len, out).map_err(|e| ReadError::new(self.describe(), e.to_string()))
             });
             if result.is_err() {
                 break;

@@ -7,7 +7,7 @@
 Headers of the shapes below are written by gguf-py into sparse files; llama_model_quantize runs on them with dry_run,
 and its log says what it chose. Needs: PyPI numpy and gguf; NODE_LLAMA = the folder of npm @node-llama-cpp/linux-x64.
 """
-import ctypes as C, hashlib, json, multiprocessing, os, re, sys, tempfile
+import concurrent.futures, ctypes as C, hashlib, json, os, re, sys, tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUT = os.path.join(HERE, "..", "..", "fixtures", "mixtures")
@@ -306,8 +306,8 @@ def main():
         f.write("{\n" + ",\n".join(rows) + "\n}\n")
     goldens = {}
     # A process per model: llama.cpp aborts where it meets a header that it does not like.
-    with multiprocessing.Pool(2, maxtasksperchild=1) as pool:
-        for name, out in pool.imap(answers, [(n, m, None) for n, m in all_models.items()], 1):
+    with concurrent.futures.ProcessPoolExecutor(2, max_tasks_per_child=1) as pool:
+        for name, out in pool.map(answers, [(n, m, None) for n, m in all_models.items()]):
             goldens[name] = out
             print(name, len(out), file=sys.stderr)
     with open(os.path.join(OUT, "goldens.json"), "w") as f:
