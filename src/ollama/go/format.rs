@@ -94,7 +94,7 @@ pub(super) fn exponent(f: f64, width: usize) -> String {
 }
 
 /// `json.Marshal`: compact, sorted maps, `<`, `>` and `&` escaped.
-pub(super) fn json(value: &Value) -> String {
+pub fn json(value: &Value) -> String {
     let mut out = String::new();
     write_json(&mut out, value);
     out

@@ -12,7 +12,7 @@ mod lex;
 mod parse;
 mod value;
 
-pub use format::{is_print, quote};
+pub use format::{is_print, json as json_text, quote};
 pub use parse::{Arg, Branch, Node, Pipe, Template};
 pub use value::{Field, Kind, List, Map, Struct, Value};
 
