@@ -43,6 +43,12 @@ pub enum StoreError {
     /// The model could not be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// A model in several files, which Ollama joins itself.
+    #[error("{path} is one of several parts; pass --ollama-create, so that Ollama joins them, or write one file")]
+    Split {
+        /// The file.
+        path: PathBuf,
+    },
     /// Nothing to store.
     #[error("the Modelfile names no file of its own with FROM; a model cannot be stored without one")]
     NoFile,
@@ -226,6 +232,9 @@ impl Store {
         let adapters = creation.adapters.iter().map(|p| (p, "adapter"));
         for (path, given) in creation.files.iter().map(|p| (p, "model")).chain(adapters) {
             let gguf = GgufFile::open(path)?;
+            if gguf.parts().len() > 1 {
+                return Err(StoreError::Split { path: path.clone() });
+            }
             let kind = if given == "adapter" { given } else { kind_of(&gguf) };
             if kind == "model" && config.is_none() {
                 config = Some(description(&gguf, creation));
@@ -460,12 +469,12 @@ fn architecture(gguf: &GgufFile) -> String {
 fn parameter_count(gguf: &GgufFile) -> u64 {
     gguf.tensors()
         .iter()
-        .map(|t| t.shape.iter().product::<u64>())
+        .map(|t| t.shape.elements())
         .fold(0, u64::saturating_add)
 }
 
 /// The quantization's name, from `general.file_type`.
-pub(super) fn file_type(gguf: &GgufFile) -> String {
+pub fn file_type(gguf: &GgufFile) -> String {
     let id = gguf.metadata().get("general.file_type").and_then(|v| v.as_u64());
     id.and_then(|id| FileType::from_id(u32::try_from(id).ok()?))
         .map_or_else(|| "unknown".into(), |t| t.name().to_owned())

@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     /// Text right before an element.
-    pub heading: BTreeMap<Kind, Vec<Part>>,
+    pub(super) heading: BTreeMap<Kind, Vec<Part>>,
     /// Text right behind an element, unless the conversation ends with it and is to be continued.
-    pub ending: BTreeMap<Kind, Vec<Part>>,
+    pub(super) ending: BTreeMap<Kind, Vec<Part>>,
     /// What is left between two.
-    pub between: BTreeMap<(Kind, Kind), Tree<Vec<Part>>>,
+    pub(super) between: BTreeMap<(Kind, Kind), Tree<Vec<Part>>>,
     /// An answer's ending is left out where calls of the same message follow.
-    pub calls_follow: bool,
+    pub(super) calls_follow: bool,
 }
 
 type Label = Vec<Part>;

@@ -5,7 +5,7 @@ use crate::ollama::chat::{Conversation, Role};
 /// A fact about a place in a conversation that a Go template can test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Feature {
+pub(super) enum Feature {
     /// The first message is a system prompt.
     HasSystem,
     /// Tools are on offer.
@@ -47,7 +47,7 @@ pub enum Feature {
 }
 
 /// All features, those preferred first that are about the whole conversation.
-pub const FEATURES: &[Feature] = &[
+pub(super) const FEATURES: &[Feature] = &[
     Feature::HasSystem,
     Feature::HasTools,
     Feature::ThinkOn,
@@ -71,7 +71,7 @@ pub const FEATURES: &[Feature] = &[
 
 impl Feature {
     /// Whether it is the same at every message of a conversation.
-    pub fn is_global(self) -> bool {
+    pub(super) fn is_global(self) -> bool {
         matches!(
             self,
             Feature::HasSystem
@@ -86,10 +86,10 @@ impl Feature {
 }
 
 /// The features that hold, one bit each.
-pub type Facts = u32;
+pub(super) type Facts = u32;
 
 /// The features at message `at` of a conversation; `at` is the number of messages for its end.
-pub fn facts(conversation: &Conversation, at: usize) -> Facts {
+pub(super) fn facts(conversation: &Conversation, at: usize) -> Facts {
     let messages = &conversation.messages;
     let has_system = messages.first().is_some_and(|m| m.role == Role::System);
     let last_user = messages.iter().rposition(|m| m.role == Role::User);
@@ -129,7 +129,7 @@ pub fn facts(conversation: &Conversation, at: usize) -> Facts {
 
 /// A decision tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tree<L> {
+pub(super) enum Tree<L> {
     /// A decision.
     Leaf(L),
     /// A question; where it holds, and where it does not.
@@ -139,7 +139,7 @@ pub enum Tree<L> {
 impl<L> Tree<L> {
     /// The decision for these facts.
     #[cfg(test)]
-    pub fn decide(&self, facts: Facts) -> &L {
+    pub(super) fn decide(&self, facts: Facts) -> &L {
         match self {
             Tree::Leaf(label) => label,
             Tree::Split(feature, yes, no) => {
@@ -153,7 +153,7 @@ impl<L> Tree<L> {
     }
 
     /// Every decision, left to right.
-    pub fn leaves(&self) -> Vec<&L> {
+    pub(super) fn leaves(&self) -> Vec<&L> {
         match self {
             Tree::Leaf(label) => vec![label],
             Tree::Split(_, yes, no) => {
@@ -165,7 +165,7 @@ impl<L> Tree<L> {
     }
 
     /// The same questions with other decisions.
-    pub fn map<M>(&self, f: &mut impl FnMut(&L) -> M) -> Tree<M> {
+    pub(super) fn map<M>(&self, f: &mut impl FnMut(&L) -> M) -> Tree<M> {
         match self {
             Tree::Leaf(label) => Tree::Leaf(f(label)),
             Tree::Split(feature, yes, no) => {
@@ -176,7 +176,7 @@ impl<L> Tree<L> {
     }
 
     /// The features that are asked.
-    pub fn features(&self) -> Vec<Feature> {
+    pub(super) fn features(&self) -> Vec<Feature> {
         match self {
             Tree::Leaf(_) => Vec::new(),
             Tree::Split(feature, yes, no) => {
@@ -193,7 +193,7 @@ impl<L> Tree<L> {
 const MAX_DEPTH: u32 = 5;
 
 /// The smallest tree that explains the samples; `None` if the features cannot tell them apart.
-pub fn learn<L: Clone + Eq>(samples: &[(Facts, L)]) -> Option<Tree<L>> {
+pub(super) fn learn<L: Clone + Eq>(samples: &[(Facts, L)]) -> Option<Tree<L>> {
     let mut labels: Vec<&L> = Vec::new();
     let mut unique: Vec<(Facts, usize)> = Vec::new();
     for (facts, label) in samples {

@@ -9,20 +9,20 @@ type Samples<L> = Vec<(Facts, L)>;
 
 /// A template, understood.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub(super) struct Model {
     /// The text between two kinds of element.
-    pub gaps: BTreeMap<(Kind, Kind), Tree<Vec<Part>>>,
+    pub(super) gaps: BTreeMap<(Kind, Kind), Tree<Vec<Part>>>,
     /// Whether an element is shown.
-    pub visible: BTreeMap<Kind, Tree<bool>>,
+    pub(super) visible: BTreeMap<Kind, Tree<bool>>,
     /// How an element's content is shown.
-    pub trims: BTreeMap<Kind, Tree<Trim>>,
+    pub(super) trims: BTreeMap<Kind, Tree<Trim>>,
     /// What is written for a call.
-    pub call: Vec<Part>,
+    pub(super) call: Vec<Part>,
 }
 
 impl Model {
     /// Finds the smallest rules that explain all observations; on failure, which place has none.
-    pub fn learn(observations: &[Observation]) -> Result<Self, String> {
+    pub(super) fn learn(observations: &[Observation]) -> Result<Self, String> {
         let system_trim = one_system_trim(observations)?;
         let separators = tool_separators(observations);
         let mut gaps: BTreeMap<(Kind, Kind), Samples<Vec<Part>>> = BTreeMap::new();

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 /// The kinds of elements that a prompt is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub(super) enum Kind {
     /// Before everything.
     Start,
     /// A user's message.
@@ -31,7 +31,7 @@ pub enum Kind {
 
 /// Which of a tool's parts is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ToolPart {
+pub(super) enum ToolPart {
     /// The whole object.
     Whole,
     /// Its `function`.
@@ -50,7 +50,7 @@ pub enum ToolPart {
 
 /// A piece of the text between elements, or of a call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Part {
+pub(super) enum Part {
     /// Text.
     Lit(String),
     /// The system prompt: trimmed left, trimmed right, as JSON text.
@@ -83,7 +83,7 @@ pub enum Part {
 
 /// What is trimmed on one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub enum Side {
+pub(super) enum Side {
     /// Nothing.
     #[default]
     Keep,
@@ -95,59 +95,59 @@ pub enum Side {
 
 /// How a content is printed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Trim {
+pub(super) struct Trim {
     /// What is dropped on the left.
-    pub left: Side,
+    pub(super) left: Side,
     /// What is dropped on the right.
-    pub right: Side,
+    pub(super) right: Side,
     /// Printed as a JSON string.
-    pub json: bool,
+    pub(super) json: bool,
 }
 
 /// An element that was seen.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub(super) struct Seen {
     /// Its kind.
-    pub kind: Kind,
+    pub(super) kind: Kind,
     /// The message it belongs to.
-    pub message: usize,
+    pub(super) message: usize,
     /// How its content is printed; `None` where the probe cannot tell.
-    pub trim: Option<Trim>,
+    pub(super) trim: Option<Trim>,
     /// What is printed for a call.
-    pub call: Vec<Part>,
+    pub(super) call: Vec<Part>,
 }
 
 /// The text between two neighbouring elements.
 #[derive(Clone, Debug)]
-pub struct Gap {
+pub(super) struct Gap {
     /// The element before.
-    pub before: Kind,
+    pub(super) before: Kind,
     /// The element behind.
-    pub behind: Kind,
+    pub(super) behind: Kind,
     /// Facts at the element behind.
-    pub facts: Facts,
+    pub(super) facts: Facts,
     /// The text.
-    pub parts: Vec<Part>,
+    pub(super) parts: Vec<Part>,
 }
 
 /// All that one probe shows.
 #[derive(Clone, Debug, Default)]
-pub struct Observation {
+pub(super) struct Observation {
     /// The visible elements in order.
-    pub seen: Vec<Seen>,
+    pub(super) seen: Vec<Seen>,
     /// The gaps, one more than elements.
-    pub gaps: Vec<Gap>,
+    pub(super) gaps: Vec<Gap>,
     /// For every element that could have been visible: its kind, the facts, whether it was.
-    pub visible: Vec<(Kind, Facts, bool)>,
+    pub(super) visible: Vec<(Kind, Facts, bool)>,
     /// How the system prompt is printed, if the probe can tell.
-    pub system_trim: Option<Trim>,
+    pub(super) system_trim: Option<Trim>,
     /// Facts at every message.
-    pub facts: Vec<Facts>,
+    pub(super) facts: Vec<Facts>,
 }
 
 impl Observation {
     /// The facts at a message.
-    pub fn facts_of(&self, message: usize) -> Facts {
+    pub(super) fn facts_of(&self, message: usize) -> Facts {
         self.facts.get(message).copied().unwrap_or_default()
     }
 }
@@ -171,7 +171,7 @@ enum Token {
 
 /// Why an output could not be explained.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unexplained(pub String);
+pub(super) struct Unexplained(pub String);
 
 fn unexplained<T>(why: impl Into<String>) -> Result<T, Unexplained> {
     Err(Unexplained(why.into()))
@@ -389,16 +389,16 @@ fn known(value: &Json, style: &JsonStyle, level: usize, conversation: &Conversat
 
 /// What stays the same for a template: whether its calls print their identifiers.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CallForm {
+pub(super) struct CallForm {
     /// The name belongs to the call.
-    pub name: bool,
+    pub(super) name: bool,
     /// The identifier belongs to the call.
-    pub id: bool,
+    pub(super) id: bool,
 }
 
 impl CallForm {
     /// Looks at a probe with two calls in one message.
-    pub fn discover(text: &str, hooks: &[Hooked], conversation: &Conversation) -> Self {
+    pub(super) fn discover(text: &str, hooks: &[Hooked], conversation: &Conversation) -> Self {
         let list = tokens(text, hooks, conversation).unwrap_or_default();
         let second =
             list.iter().position(|t| matches!(t, Token::Arguments(1, ..) | Token::Value(1, ..))).unwrap_or(list.len());
@@ -407,7 +407,7 @@ impl CallForm {
 }
 
 /// Explains the output of a probe.
-pub fn observe(probe: &Probe, text: &str, hooks: &[Hooked], form: CallForm) -> Result<Observation, Unexplained> {
+pub(super) fn observe(probe: &Probe, text: &str, hooks: &[Hooked], form: CallForm) -> Result<Observation, Unexplained> {
     let conversation = &probe.conversation;
     let list = tokens(text, hooks, conversation)?;
     let mut out = Observation::default();
@@ -751,7 +751,7 @@ fn fold_tools(parts: Vec<Part>) -> Result<Vec<Part>, Unexplained> {
 }
 
 /// Joins neighbouring literals.
-pub fn join(parts: Vec<Part>) -> Vec<Part> {
+pub(super) fn join(parts: Vec<Part>) -> Vec<Part> {
     let mut out: Vec<Part> = Vec::new();
     for part in parts {
         match (out.last_mut(), part) {
