@@ -26,6 +26,10 @@ const EXAMPLES: &str = "Examples:
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Show a chat template and its translation for Ollama side by side, and whether they are equal
+    Template(super::template::TemplateArgs),
+    /// Check a Modelfile or a model of Ollama's store, or add one to it
+    Ollama(super::ollama::OllamaArgs),
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -70,6 +74,14 @@ pub(super) struct ConvertArgs {
     /// Write no Modelfile
     #[arg(long)]
     pub no_modelfile: bool,
+
+    /// Put the result into Ollama's store too, for `ollama run NAME`
+    #[arg(long, value_name = "NAME[:TAG]", conflicts_with_all = ["no_modelfile", "dry_run"])]
+    pub ollama: Option<String>,
+
+    /// With --ollama: ask a running Ollama to create the model instead of writing its store
+    #[arg(long, requires = "ollama")]
+    pub ollama_create: bool,
 
     /// Replace existing files
     #[arg(long)]

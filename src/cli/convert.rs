@@ -19,6 +19,10 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Plans and, unless it is a dry run, converts.
 pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     refuse_what_is_not_there(args)?;
+    if let Some(name) = &args.ollama {
+        // Before the work: a bad name should not be found after an hour.
+        crate::ollama::name::ModelName::parse(name).map_err(|e| Usage(e.to_string()))?;
+    }
     let request = request(args)?;
     let conversion = Conversion::plan(&request)?;
     let mut report = if args.dry_run {
@@ -41,6 +45,17 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
             other => other.into(),
         })?
     };
+    if let Some(name) = &args.ollama {
+        let way = if args.ollama_create { super::ollama::Way::Server } else { super::ollama::Way::Store };
+        let modelfile = report.files.iter().find(|f| f.ends_with("Modelfile"));
+        let modelfile = modelfile.ok_or_else(|| Usage("--ollama: needs a Modelfile; let -o name a folder".into()))?;
+        let told = super::ollama::add(modelfile, name, way, args.force)?;
+        if !args.run.quiet && !args.run.json {
+            eprintln!("{told}");
+        }
+        report.next.retain(|c| !c.starts_with("ollama"));
+        report.next.insert(0, format!("ollama run {name}"));
+    }
     if args.no_modelfile {
         report.next.retain(|c| !c.starts_with("ollama"));
     }
