@@ -67,9 +67,10 @@ pub(super) struct ConvertArgs {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["no_modelfile", "dry_run"])]
     pub ollama: Option<String>,
 
-    /// Hand the model to a running Ollama server as NAME[:TAG]
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["no_modelfile", "dry_run", "ollama"])]
-    pub ollama_create: Option<String>,
+    /// Go through a running Ollama server instead of its store; NAME may be given here or with --ollama
+    #[arg(long, value_name = "NAME", num_args = 0..=1, conflicts_with_all = ["no_modelfile", "dry_run"])]
+    #[allow(clippy::option_option)] // the option may stand with or without its name
+    pub ollama_create: Option<Option<String>>,
 
     /// Split each GGUF into parts of at most so many bytes of tensors
     #[arg(long, value_name = "SIZE", conflicts_with = "split_max_tensors")]
@@ -99,6 +100,14 @@ pub(super) struct ConvertArgs {
     /// Write no Modelfile
     #[arg(long)]
     pub no_modelfile: bool,
+
+    /// Put the result into Ollama's store too, for `ollama run NAME`
+    #[arg(long, value_name = "NAME[:TAG]", conflicts_with_all = ["no_modelfile", "dry_run"])]
+    pub ollama: Option<String>,
+
+    /// With --ollama: ask a running Ollama to create the model instead of writing its store
+    #[arg(long, requires = "ollama")]
+    pub ollama_create: bool,
 
     /// Replace existing files
     #[arg(long)]

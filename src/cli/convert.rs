@@ -22,6 +22,10 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Plans and, unless it is a dry run, converts.
 pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     refuse_what_is_not_there(args)?;
+    if let Some(name) = &args.ollama {
+        // Before the work: a bad name should not be found after an hour.
+        crate::ollama::name::ModelName::parse(name).map_err(|e| Usage(e.to_string()))?;
+    }
     let request = request(args)?;
     let conversion = Conversion::plan(&request)?;
     let mut report = if args.dry_run {
@@ -44,14 +48,15 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
             other => other.into(),
         })?
     };
-    for (name, way) in [(&args.ollama, Way::Store), (&args.ollama_create, Way::Server)] {
-        if let Some(name) = name {
-            let Some(modelfile) = report.files.iter().find(|f| f.ends_with("Modelfile")) else {
-                return Err(Usage("--ollama: needs a Modelfile; give a folder to -o, not a file".to_owned()).into());
-            };
-            let told = ollama::add(modelfile, name, way, args.force)?;
-            report.next = vec![told];
+    if let Some((name, way)) = ollama_target(args)? {
+        let modelfile = report.files.iter().find(|f| f.ends_with("Modelfile"));
+        let modelfile = modelfile.ok_or_else(|| Usage("--ollama: needs a Modelfile; let -o name a folder".into()))?;
+        let told = ollama::add(modelfile, name, way, args.force)?;
+        if !args.run.quiet && !args.run.json {
+            eprintln!("{told}");
         }
+        report.next.retain(|c| !c.starts_with("ollama"));
+        report.next.insert(0, format!("ollama run {name}"));
     }
     if !args.run.json {
         report.warnings.iter().for_each(|w| eprintln!("warning: {}", super::one_line(w)));
@@ -77,6 +82,19 @@ fn refuse_what_is_not_there(args: &ConvertArgs) -> Result<(), Usage> {
         return Err(Usage("--device cuda: this version computes on the CPU; use --device cpu or auto".to_owned()));
     }
     Ok(())
+}
+
+/// The name that the model gets in Ollama, and the way there.
+fn ollama_target(args: &ConvertArgs) -> Result<Option<(&String, Way)>, Usage> {
+    match (&args.ollama, &args.ollama_create) {
+        (Some(_), Some(Some(_))) => {
+            Err(Usage("--ollama and --ollama-create: give the name once; --ollama-create chooses the server".into()))
+        }
+        (None, Some(None)) => Err(Usage("--ollama-create: give the model a NAME".into())),
+        (Some(name), Some(None)) | (None, Some(Some(name))) => Ok(Some((name, Way::Server))),
+        (Some(name), None) => Ok(Some((name, Way::Store))),
+        (None, None) => Ok(None),
+    }
 }
 
 fn request(args: &ConvertArgs) -> Result<Request, Usage> {
