@@ -10,13 +10,20 @@ use std::sync::OnceLock;
 pub(super) struct Codebook<const D: usize> {
     /// Levels that a rounded coordinate can take: 3 where it has two bits, 8 where it has three.
     pub(super) radix: usize,
+    /// Bits of a packed level.
+    pub(super) bits: u32,
     /// What a level stands for in a decoded value.
     pub(super) decode: Vec<i8>,
     /// The levels of every point.
     pub(super) points: Vec<[u8; D]>,
     cells: Vec<Cell>,
-    /// Neighbours of all cells, each cell's in ggml's order: by distance, then by number.
+    /// Neighbours of all cells, each cell's in ggml's order: by distance, then by number. Every list is filled up to a
+    /// multiple of eight with its first entry.
     neighbours: Vec<u16>,
+    /// The points as they are packed in the table: the first coordinate's level in the lowest bits.
+    pub(super) packed: Vec<u16>,
+    /// `packed` of the entries of `neighbours`.
+    neighbour_levels: Vec<u16>,
 }
 
 /// What a rounded vector falls on.
@@ -33,8 +40,17 @@ enum Cell {
 pub(super) enum Offer<'a> {
     /// The vector is the point of this number.
     Point(u16),
-    /// The nearest points, to be compared; never empty.
-    Near(&'a [u16]),
+    /// The nearest points, to be compared.
+    Near(Near<'a>),
+}
+
+/// Candidates for a vector that is no grid point.
+#[derive(Clone, Copy)]
+pub(super) struct Near<'a> {
+    /// Their numbers; never empty.
+    pub(super) points: &'a [u16],
+    /// Their packed levels, and those of the first one up to a multiple of eight.
+    pub(super) levels: &'a [[u16; 8]],
 }
 
 impl<const D: usize> Codebook<D> {
@@ -56,10 +72,13 @@ impl<const D: usize> Codebook<D> {
                 _ => unreachable!("unknown key {key} in a table of this crate"),
             }
         }
-        for packed in lines.flat_map(str::split_whitespace).map(number::<u32>) {
-            points.push(std::array::from_fn(|i| (packed >> (bits * i as u32) & ((1 << bits) - 1)) as u8));
+        let packed: Vec<u16> = lines.flat_map(str::split_whitespace).map(number).collect();
+        for point in &packed {
+            points.push(std::array::from_fn(|i| (point >> (bits * i as u32) & ((1 << bits) - 1)) as u8));
         }
-        let mut grid = Codebook { radix: decode.len(), decode, points, cells: Vec::new(), neighbours: Vec::new() };
+        let (cells, neighbours, neighbour_levels) = (Vec::new(), Vec::new(), Vec::new());
+        let mut grid =
+            Codebook { radix: decode.len(), bits, decode, points, packed, cells, neighbours, neighbour_levels };
         grid.find_neighbours(distances);
         grid
     }
@@ -101,8 +120,10 @@ impl<const D: usize> Codebook<D> {
                 wanted = distance.iter().copied().filter(|&other| other > d).min();
             }
             let len = (self.neighbours.len() - start) as u16;
+            self.neighbours.resize(self.neighbours.len().next_multiple_of(8), self.neighbours[start]);
             self.cells.push(Cell::Near { start: start as u32, len });
         }
+        self.neighbour_levels = self.neighbours.iter().map(|&n| self.packed[n as usize]).collect();
     }
 
     /// The number of the cell with these levels.
@@ -111,10 +132,15 @@ impl<const D: usize> Codebook<D> {
     }
 
     /// What the codebook offers for a cell.
+    #[inline]
     pub(super) fn offer(&self, cell: usize) -> Offer<'_> {
         match self.cells[cell] {
             Cell::Point(n) => Offer::Point(n),
-            Cell::Near { start, len } => Offer::Near(&self.neighbours[start as usize..][..len as usize]),
+            Cell::Near { start, len } => {
+                let (start, len) = (start as usize, len as usize);
+                let levels = self.neighbour_levels[start..].as_chunks().0;
+                Offer::Near(Near { points: &self.neighbours[start..][..len], levels: &levels[..len.div_ceil(8)] })
+            }
         }
     }
 
@@ -197,14 +223,17 @@ mod tests {
     #[test]
     fn neighbour_lists_are_those_of_ggml() {
         fn digest<const D: usize>(grid: &Codebook<D>) -> String {
-            let mut hash = Sha256::new();
-            for cell in &grid.cells {
-                match *cell {
-                    Cell::Point(n) => hash.update((-1i32 - i32::from(n)).to_le_bytes()),
-                    Cell::Near { len, .. } => hash.update(i32::from(len).to_le_bytes()),
+            let (mut hash, mut lists) = (Sha256::new(), Vec::new());
+            for cell in 0..grid.cells.len() {
+                match grid.offer(cell) {
+                    Offer::Point(n) => hash.update((-1i32 - i32::from(n)).to_le_bytes()),
+                    Offer::Near(near) => {
+                        hash.update((near.points.len() as i32).to_le_bytes());
+                        lists.extend(near.points.iter().flat_map(|n| n.to_le_bytes()));
+                    }
                 }
             }
-            grid.neighbours.iter().for_each(|n| hash.update(n.to_le_bytes()));
+            hash.update(lists);
             hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
         }
         assert_eq!(digest(iq1()), "3de42d40f861ec5c");

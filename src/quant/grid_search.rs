@@ -38,6 +38,43 @@ pub(super) struct Rule {
     pub(super) again: Again,
 }
 
+/// A block type whose codes are points of a grid with `D` coordinates. A row is a whole number of blocks of 256.
+pub(super) trait GridType<const D: usize> {
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Its search.
+    const RULE: Rule;
+
+    /// Its codebook.
+    fn grid() -> &'static Codebook<D>;
+    /// Encodes 256 elements as a block, given the means to search.
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]);
+}
+
+/// The means to search: the reference or lanes.
+pub(super) trait Search {
+    /// The scale and the points of a sub-block. `max` is the magnitude that the plain scale puts on the top level,
+    /// `scale` what is kept when no try counts. The scale can be negative.
+    fn search<const N: usize>(&mut self, block: &SubBlock<N>, max: f32, scale: f32) -> (f32, Points);
+}
+
+/// The search as ggml writes it.
+struct Reference<const D: usize>(&'static Codebook<D>, Rule);
+
+impl<const D: usize> Search for Reference<D> {
+    fn search<const N: usize>(&mut self, block: &SubBlock<N>, max: f32, scale: f32) -> (f32, Points) {
+        self.0.search(&self.1, block, max, scale)
+    }
+}
+
+/// Encodes a row by the reference. Types for which ggml demands an imatrix count every weight as 1 without one.
+pub(super) fn reference<T: GridType<D>, const D: usize>(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    let mut search = Reference(T::grid(), T::RULE);
+    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
+        T::encode(&mut search, x, weights.map(|w| &w[256 * i..][..256]), block);
+    }
+}
+
 /// A sub-block of `N` weights, ready to be searched.
 pub(super) struct SubBlock<const N: usize> {
     /// Importance of each weight.
@@ -117,7 +154,7 @@ impl<const D: usize> Codebook<D> {
     fn choose(&self, magnitude: &[f32], root: &[f32], inverse: f32, scale: f32) -> (u16, bool) {
         match self.offer(self.cell(&std::array::from_fn(|i| level(magnitude[i], inverse, self.radix)))) {
             Offer::Point(n) => (n, true),
-            Offer::Near(candidates) => (self.nearest(candidates, magnitude, root, scale), false),
+            Offer::Near(candidates) => (self.nearest(candidates.points, magnitude, root, scale), false),
         }
     }
 
@@ -138,7 +175,7 @@ impl<const D: usize> Codebook<D> {
     }
 
     /// `sumqx` and `sumq2` of a sub-block under these points.
-    fn sums<const N: usize>(&self, block: &SubBlock<N>, points: &Points) -> (f32, f32) {
+    pub(super) fn sums<const N: usize>(&self, block: &SubBlock<N>, points: &Points) -> (f32, f32) {
         (0..N).fold((0.0, 0.0), |(sumqx, sumq2), i| {
             let w = block.weight[i];
             let q = f32::from(2 * self.points[points[i / D] as usize][i % D] + 1);
@@ -146,8 +183,7 @@ impl<const D: usize> Codebook<D> {
         })
     }
 
-    /// The whole search. `max` is the magnitude that the plain scale puts on the top level, `scale` what is kept when no
-    /// try counts. The scale can be negative.
+    /// [`Search::search`].
     pub(super) fn search<const N: usize>(
         &self,
         rule: &Rule,

@@ -10,22 +10,29 @@
 //! (`quantize_row_iq2_xxs_impl`, `quantize_row_iq2_xs_impl`, `quantize_row_iq2_s_impl`).
 
 use super::codebook::{self, Codebook};
-use super::grid_search::{Again, Rule, SubBlock, importance, scale_levels};
+use super::grid_search::{Again, GridType, Rule, Search, SubBlock, importance, scale_levels};
 use super::plain::{f16_at, put_f16};
 use super::search::{c_max, make_qp_quants, sum_of_squares};
 
-const XXS: Rule = Rule { top: 5.0, half_tries: 6, step: 0.1, again: Again::All };
-const XS: Rule = Rule { top: 5.0, half_tries: 9, step: 0.1, again: Again::OffGrid };
+/// IQ2_XXS. ggml demands an imatrix here; without one, every weight counts as 1.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum IQ2_XXS {}
 
-/// Encodes a row as IQ2_XXS. ggml demands an imatrix here; without one, every weight counts as 1.
-pub(super) fn iq2_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
-    let grid = codebook::iq2_xxs();
-    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(66)).enumerate() {
+impl GridType<8> for IQ2_XXS {
+    const BYTES: usize = 66;
+    const RULE: Rule = Rule { top: 5.0, half_tries: 6, step: 0.1, again: Again::All };
+
+    fn grid() -> &'static Codebook<8> {
+        codebook::iq2_xxs()
+    }
+
+    #[inline(always)]
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
         let sigma2 = sum_of_squares(x) / 256.0;
         let mut scales = [0.0; 8];
         block.fill(0);
         for (ib, (x, q)) in x.chunks_exact(32).zip(block[2..].chunks_exact_mut(8)).enumerate() {
-            let weight = importance(x, Some(sub_weights(weights, 256 * i + 32 * ib, 32)), sigma2, |_| 0.0);
+            let weight = importance(x, Some(sub_weights(weights, 32 * ib, 32)), sigma2, |_| 0.0);
             let mut sub = SubBlock::<32>::new(x, weight, true);
             if sub.max() < 1e-15 {
                 continue;
@@ -35,7 +42,7 @@ pub(super) fn iq2_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
             if top <= 0.0 {
                 continue;
             }
-            let (scale, points) = grid.search(&XXS, &sub, top, scale);
+            let (scale, points) = search.search(&sub, top, scale);
             scales[ib] = sub.settle(scale, 127);
             let signs = sub.signs.iter().rev().fold(0, |all, &s| all << 7 | u32::from(s));
             for (byte, point) in q.iter_mut().zip(&points[..4]) {
@@ -46,7 +53,7 @@ pub(super) fn iq2_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
         let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             block[2..].fill(0);
-            continue;
+            return;
         }
         let d = max_scale / 31.0;
         put_f16(d, block);
@@ -61,21 +68,31 @@ pub(super) fn sub_weights(weights: Option<&[f32]>, at: usize, len: usize) -> &[f
     weights.map_or(&[1.0; 32][..len], |w| &w[at..][..len])
 }
 
-/// Encodes a row as IQ2_XS. ggml demands an imatrix here; without one, every weight counts as 1.
-pub(super) fn iq2_xs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
-    let grid = codebook::iq2_xs();
-    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(74)).enumerate() {
+/// IQ2_XS. ggml demands an imatrix here; without one, every weight counts as 1.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum IQ2_XS {}
+
+impl GridType<8> for IQ2_XS {
+    const BYTES: usize = 74;
+    const RULE: Rule = Rule { top: 5.0, half_tries: 9, step: 0.1, again: Again::OffGrid };
+
+    fn grid() -> &'static Codebook<8> {
+        codebook::iq2_xs()
+    }
+
+    #[inline(always)]
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
         let sigma2 = sum_of_squares(x) / 256.0;
         let mut scales = [0.0; 16];
         block.fill(0);
         for (ib, (x, q)) in x.chunks_exact(16).zip(block[2..66].chunks_exact_mut(4)).enumerate() {
-            let weight = importance(x, Some(sub_weights(weights, 256 * i + 16 * ib, 16)), sigma2, |_| 0.0);
+            let weight = importance(x, Some(sub_weights(weights, 16 * ib, 16)), sigma2, |_| 0.0);
             let mut sub = SubBlock::<16>::new(x, weight, true);
             let max = sub.max();
             if max < 1e-15 {
                 continue;
             }
-            let (scale, points) = grid.search(&XS, &sub, max, max / 5.0);
+            let (scale, points) = search.search(&sub, max, max / 5.0);
             scales[ib] = sub.settle(scale, 127);
             for (k, q) in q.chunks_exact_mut(2).enumerate() {
                 q.copy_from_slice(&(points[k] | u16::from(sub.signs[k]) << 9).to_le_bytes());
@@ -84,7 +101,7 @@ pub(super) fn iq2_xs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
         let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             block[2..].fill(0);
-            continue;
+            return;
         }
         let d = max_scale / 31.0;
         put_f16(d, block);
@@ -98,22 +115,32 @@ fn pack_nibbles(levels: &[u8; 16], bytes: &mut [u8]) {
     }
 }
 
-/// Encodes a row as IQ2_S.
-pub(super) fn iq2_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
-    let grid = codebook::iq2_s();
-    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(82)).enumerate() {
+/// IQ2_S.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum IQ2_S {}
+
+impl GridType<8> for IQ2_S {
+    const BYTES: usize = 82;
+    const RULE: Rule = Rule { top: 5.0, half_tries: 9, step: 0.1, again: Again::OffGrid };
+
+    fn grid() -> &'static Codebook<8> {
+        codebook::iq2_s()
+    }
+
+    #[inline(always)]
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
         let mut scales = [0.0; 16];
         block.fill(0);
         for (ib, x) in x.chunks_exact(16).enumerate() {
-            let weights = weights.map(|w| &w[256 * i + 16 * ib..][..16]);
+            let weights = weights.map(|w| &w[16 * ib..][..16]);
             let weight = importance(x, weights, sigma2, |v| 0.25 * sigma2 + v * v);
             let mut sub = SubBlock::<16>::new(x, weight, false);
             let max = sub.max();
             if max < 1e-8 {
                 continue;
             }
-            let (scale, points) = grid.search(&XS, &sub, max, max / 5.0);
+            let (scale, points) = search.search(&sub, max, max / 5.0);
             scales[ib] = sub.settle(scale, 255);
             for k in 0..2 {
                 let at = 2 * ib + k;
@@ -124,7 +151,7 @@ pub(super) fn iq2_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
         }
         let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
-            continue;
+            return;
         }
         let d = max_scale / 31.0;
         put_f16(d * 0.9875, block);

@@ -7,30 +7,37 @@
 //!
 //! The search is that of [`grid_search`](super::grid_search) (`quantize_row_iq3_xxs_impl`, `quantize_row_iq3_s_impl`).
 
-use super::codebook;
-use super::grid_search::{Again, Rule, SubBlock, importance, scale_levels};
+use super::codebook::{self, Codebook};
+use super::grid_search::{Again, GridType, Rule, Search, SubBlock, importance, scale_levels};
 use super::iq2::{even_signs, put_point};
 use super::plain::{f16_at, put_f16};
 use super::search::{c_max, sum_of_squares};
 
-const XXS: Rule = Rule { top: 15.0, half_tries: 15, step: 0.2, again: Again::OffGrid };
-const S: Rule = Rule { top: 15.0, half_tries: 9, step: 0.2, again: Again::AllIfOffGrid };
+/// IQ3_XXS.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum IQ3_XXS {}
 
-/// Encodes a row as IQ3_XXS.
-pub(super) fn iq3_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
-    let grid = codebook::iq3_xxs();
-    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(98)).enumerate() {
+impl GridType<4> for IQ3_XXS {
+    const BYTES: usize = 98;
+    const RULE: Rule = Rule { top: 15.0, half_tries: 15, step: 0.2, again: Again::OffGrid };
+
+    fn grid() -> &'static Codebook<4> {
+        codebook::iq3_xxs()
+    }
+
+    #[inline(always)]
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
         let mut scales = [0.0; 8];
         block.fill(0);
         for (ib, x) in x.chunks_exact(32).enumerate() {
-            let weights = weights.map(|w| &w[256 * i + 32 * ib..][..32]);
+            let weights = weights.map(|w| &w[32 * ib..][..32]);
             let mut sub = SubBlock::<32>::new(x, importance(x, weights, sigma2, |v| v * v), true);
             let max = sub.max();
             if max < 1e-8 {
                 continue;
             }
-            let (scale, points) = grid.search(&XXS, &sub, max, max / 15.0);
+            let (scale, points) = search.search(&sub, max, max / 15.0);
             scales[ib] = sub.settle(scale, 127);
             for (byte, point) in block[2 + 8 * ib..].iter_mut().zip(&points) {
                 *byte = *point as u8;
@@ -41,7 +48,7 @@ pub(super) fn iq3_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
         let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
             block[2..].fill(0);
-            continue;
+            return;
         }
         let d = max_scale / 31.0;
         put_f16(d * 1.0125, block);
@@ -51,25 +58,35 @@ pub(super) fn iq3_xxs(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     }
 }
 
-/// Encodes a row as IQ3_S.
+/// IQ3_S.
 ///
 /// As in ggml, a sub-block of zeros takes no place among the points' low bits and the signs: what follows moves up,
 /// away from its scale and its high bits. The file must be the same, so this is repeated here.
-pub(super) fn iq3_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
-    let grid = codebook::iq3_s();
-    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(110)).enumerate() {
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum IQ3_S {}
+
+impl GridType<4> for IQ3_S {
+    const BYTES: usize = 110;
+    const RULE: Rule = Rule { top: 15.0, half_tries: 9, step: 0.2, again: Again::AllIfOffGrid };
+
+    fn grid() -> &'static Codebook<4> {
+        codebook::iq3_s()
+    }
+
+    #[inline(always)]
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
         let mut scales = [0.0; 8];
         block.fill(0);
         let mut place = 0;
         for (ib, x) in x.chunks_exact(32).enumerate() {
-            let weights = weights.map(|w| &w[256 * i + 32 * ib..][..32]);
+            let weights = weights.map(|w| &w[32 * ib..][..32]);
             let mut sub = SubBlock::<32>::new(x, importance(x, weights, sigma2, |v| v * v), false);
             let max = sub.max();
             if max == 0.0 {
                 continue;
             }
-            let (scale, points) = grid.search(&S, &sub, max, max / 15.0);
+            let (scale, points) = search.search(&sub, max, max / 15.0);
             scales[ib] = sub.settle(scale, 255);
             for (k, point) in points.iter().enumerate() {
                 block[2 + 8 * place + k] = *point as u8;
@@ -80,7 +97,7 @@ pub(super) fn iq3_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
         }
         let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
-            continue;
+            return;
         }
         let d = max_scale / 31.0;
         put_f16(d * 1.033, block);

@@ -76,6 +76,8 @@ macro_rules! methods {
 }
 
 impl Lanes for Avx2 {
+    const FAST_BITS: bool = true;
+
     type F32 = F32;
     type I32 = I32;
     type Mask = Mask;
@@ -94,6 +96,7 @@ impl Lanes for Avx2 {
             I32(_mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0)));
         fn splat_i(v: i32) -> I32 = I32(_mm256_set1_epi32(v));
         fn load_i(v: &[i32; LANES]) -> I32 = I32(_mm256_loadu_si256(v.as_ptr().cast()));
+        fn load_u16(v: &[u16; LANES]) -> I32 = I32(_mm256_cvtepu16_epi32(_mm_loadu_si128(v.as_ptr().cast())));
         fn load_u8(v: &[u8; LANES]) -> I32 = I32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(v.as_ptr().cast())));
         fn truncate(v: F32) -> I32 = I32(_mm256_cvttps_epi32(v.0));
         fn to_f32(v: I32) -> F32 = F32(_mm256_cvtepi32_ps(v.0));

@@ -40,6 +40,10 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
     /// Eight truth values.
     type Mask: Copy + BitAnd<Output = Self::Mask> + BitOr<Output = Self::Mask> + Not<Output = Self::Mask>;
 
+    /// Whether comparisons become bits in an instruction or two. Searches that branch on such bits gain nothing
+    /// otherwise and stay with the reference.
+    const FAST_BITS: bool;
+
     /// The same number in every lane.
     fn splat(self, v: f32) -> Self::F32;
     /// Eight numbers from memory.
@@ -75,6 +79,8 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
     fn store_i(self, v: Self::I32) -> [i32; LANES];
     /// Eight bytes from memory, each 0..=255.
     fn load_u8(self, v: &[u8; LANES]) -> Self::I32;
+    /// Eight 16-bit numbers from memory, each 0..=65535.
+    fn load_u16(self, v: &[u16; LANES]) -> Self::I32;
     /// The low byte of each lane.
     fn store_u8(self, v: Self::I32) -> [u8; LANES];
     /// The low bytes of four vectors.
@@ -149,6 +155,26 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
             Some(v) => self.load(v),
             None => panic!("a vector takes eight elements, not {}", v.len()),
         }
+    }
+
+    /// Eight integers from the start of a slice.
+    ///
+    /// # Panics
+    /// If the slice is shorter.
+    #[inline(always)]
+    fn load_i_at(self, v: &[i32]) -> Self::I32 {
+        match v.first_chunk::<LANES>() {
+            Some(v) => self.load_i(v),
+            None => panic!("a vector takes eight elements, not {}", v.len()),
+        }
+    }
+
+    /// The smallest lane, in every lane; without meaning if one is a NaN.
+    #[inline(always)]
+    fn least(self, v: Self::F32) -> Self::F32 {
+        let v = self.min(v, self.lookup(v, self.load_i(&[4, 5, 6, 7, 0, 1, 2, 3])));
+        let v = self.min(v, self.lookup(v, self.load_i(&[2, 3, 0, 1, 6, 7, 4, 5])));
+        self.min(v, self.lookup(v, self.load_i(&[1, 0, 3, 2, 5, 4, 7, 6])))
     }
 
     /// Whether any lane is true.

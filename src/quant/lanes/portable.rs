@@ -78,6 +78,8 @@ fn truth(v: bool) -> i32 {
 }
 
 impl Lanes for Portable {
+    const FAST_BITS: bool = false;
+
     type F32 = Array<f32>;
     type I32 = Array<i32>;
     type Mask = Mask;
@@ -151,6 +153,10 @@ impl Lanes for Portable {
     #[inline(always)]
     fn store_i(self, v: Array<i32>) -> [i32; LANES] {
         v.0
+    }
+    #[inline(always)]
+    fn load_u16(self, v: &[u16; LANES]) -> Array<i32> {
+        map(Array(*v), i32::from)
     }
     #[inline(always)]
     fn load_u8(self, v: &[u8; LANES]) -> Array<i32> {
