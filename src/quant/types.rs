@@ -1,7 +1,9 @@
 //! The block types of ggml: identity, geometry and functions of each, in one table.
 
 use super::lanes::{self, Isa};
-use super::{Rows, fp4, grid_lanes, grid_search, iq1, iq1_lanes, iq2, iq3, iq4, k_affine, k_symmetric, legacy, plain, ternary};
+use super::{
+    Rows, fp4, grid_lanes, grid_search, iq1, iq1_lanes, iq2, iq3, iq4, k_affine, k_symmetric, legacy, plain, ternary,
+};
 
 /// A tensor element type of GGUF, by ggml's name. The discriminant is the number in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
