@@ -64,7 +64,7 @@ pub(super) struct ConvertArgs {
     pub output: Option<PathBuf>,
 
     /// Put the model into Ollama's own store as NAME[:TAG], so that `ollama run` finds it
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["no_modelfile", "dry_run"])]
+    #[arg(long, value_name = "NAME[:TAG]", conflicts_with_all = ["no_modelfile", "dry_run"])]
     pub ollama: Option<String>,
 
     /// Go through a running Ollama server instead of its store; NAME may be given here or with --ollama
@@ -100,14 +100,6 @@ pub(super) struct ConvertArgs {
     /// Write no Modelfile
     #[arg(long)]
     pub no_modelfile: bool,
-
-    /// Put the result into Ollama's store too, for `ollama run NAME`
-    #[arg(long, value_name = "NAME[:TAG]", conflicts_with_all = ["no_modelfile", "dry_run"])]
-    pub ollama: Option<String>,
-
-    /// With --ollama: ask a running Ollama to create the model instead of writing its store
-    #[arg(long, requires = "ollama")]
-    pub ollama_create: bool,
 
     /// Replace existing files
     #[arg(long)]

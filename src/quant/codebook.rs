@@ -132,6 +132,7 @@ impl<const D: usize> Codebook<D> {
     }
 
     /// What the codebook offers for a cell.
+    #[inline]
     pub(super) fn offer(&self, cell: usize) -> Offer<'_> {
         match self.cells[cell] {
             Cell::Point(n) => Offer::Point(n),

@@ -9,7 +9,9 @@
 //! (`quantize_row_mxfp4_ref`, `quantize_row_nvfp4_ref`). Table values are twice those of E2M1, so a scale is halved.
 //! Importance plays no part.
 
+use super::Rows;
 use super::codebook::{fp4_values, mxfp4_exponent};
+use super::lanes::{Kernel, LANES, Lanes};
 
 /// `best_index_mxfp4`: the first code whose value times `scale` is nearest to `v`.
 fn nearest_code(values: &[f32; 16], v: f32, scale: f32) -> u8 {
@@ -84,6 +86,51 @@ pub(super) fn mxfp4(row: &[f32], _weights: Option<&[f32]>, out: &mut [u8]) {
         block[0] = mxfp4_exponent(largest_magnitude(x));
         let scale = e8m0_half(block[0]);
         pack(&mut block[1..], x, scale, &values);
+    }
+}
+
+/// Halfway between neighbouring magnitudes, in units of the scale: a weight above is nearer to the larger one.
+const HALFWAY: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0];
+
+/// Eight weights at a time, compared with what lies halfway between two values. That is exact while the scale, a power
+/// of two, and its multiples are normal; other blocks go through the reference.
+pub(super) enum MXFP4 {}
+
+impl Kernel for MXFP4 {
+    #[inline(always)]
+    fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
+        let blocks = rows.values.as_chunks::<32>().0;
+        for (x, block) in blocks.iter().zip(out.as_chunks_mut::<17>().0) {
+            let mut largest = l.splat(0.0);
+            for v in x.as_chunks::<LANES>().0 {
+                largest = l.max(largest, l.abs(l.load(v)));
+            }
+            let mut amax = 0.0f32;
+            for m in l.store(largest) {
+                amax = amax.max(m);
+            }
+            if !(amax > 1e-30 && amax < 1e37) {
+                mxfp4(x, None, block);
+                continue;
+            }
+            block[0] = mxfp4_exponent(amax);
+            let scale = e8m0_half(block[0]);
+            let mut codes = [l.splat_i(0); 4];
+            for (code, v) in codes.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                let v = l.load(v);
+                let magnitude = l.abs(v);
+                // Each halfway point passed counts −1.
+                let mut passed = l.splat_i(0);
+                for halfway in HALFWAY {
+                    passed = passed + l.ones(l.lt(l.splat(halfway * scale), magnitude));
+                }
+                let negative = l.lt(v, l.splat(0.0)) & l.lt(l.splat(HALFWAY[0] * scale), magnitude);
+                *code = (l.splat_i(0) - passed) | (l.ones(negative) & l.splat_i(8));
+            }
+            let (low, high) = (codes[0] | l.shl::<4>(codes[2]), codes[1] | l.shl::<4>(codes[3]));
+            block[1..9].copy_from_slice(&l.store_u8(low));
+            block[9..].copy_from_slice(&l.store_u8(high));
+        }
     }
 }
 

@@ -9,11 +9,12 @@
 //!
 //! **Why the candidate is the one that ggml takes.** At scale `s` the error of candidate `j` is `C + s (s A_j - 2 B_j)`,
 //! with `A = sum w q^2`, `B = sum w x q`, `C = sum w x^2`. The lanes compare `s (s A_j - 2 B_j)`, which costs a few
-//! operations instead of a sum over the coordinates. Both this and ggml's sum differ from the true error by less than
-//! 60 half-ulps of `s^2 A + C`, so a lead of [`MARGIN`] times that decides as ggml's comparison does; and since
-//! `s A_j - 2 B_j` is linear in `s`, a lead at both ends of a run of scales is one in between (scales within a search
-//! differ by less than half). Without such a lead, or where numbers leave the range in which errors are relative, the
-//! reference decides.
+//! operations instead of a sum over the coordinates. This and ggml's sum together differ from the true error by less
+//! than 51 half-ulps of `s^2 A + C`, and `s^2 A` is at most twice `C` plus twice the error. So where the best error is
+//! at most `C`, a lead of 510 half-ulps of `C` decides as ggml's comparison does. Since `s A_j - 2 B_j` is linear in
+//! `s`, such a lead at both ends of a run of scales is one in between, but for the ratio of the scales, which is less
+//! than 1.6. [`MARGIN`] covers both. Without such a lead, or where numbers leave the range in which errors are relative,
+//! the candidates' errors are computed exactly as ggml does ([`nearest_exactly`]).
 
 use super::Rows;
 use super::codebook::{Codebook, Near, Offer};
@@ -21,15 +22,15 @@ use super::grid_search::{Again, GridType, Points, Rule, Search, SubBlock};
 use super::lanes::{Kernel, LANES, Lanes};
 use std::marker::PhantomData;
 
-/// The lead, in parts of `s^2 A + C`, that the best candidate needs: 2^-14, ten times what rounding can amount to.
-const MARGIN: f32 = 1.0 / 16384.0;
+/// The lead, in parts of `C`, that the best candidate needs: 2048 half-ulps.
+const MARGIN: f32 = 1.0 / 8192.0;
+/// Beyond this, rounding to a level would wrap.
+const WRAPS: f32 = 2e6;
 /// Tries of a search, at most, and as many vectors.
 const TRIES: usize = 32;
 const TRY_VECTORS: usize = TRIES / LANES;
 /// Marks a point that stands for a cell without one.
 const OFF_GRID: u16 = 1 << 15;
-/// Vectors in the longest list of neighbours (292 candidates).
-const LONGEST: usize = 40;
 
 /// The kernel of a grid type.
 pub(super) struct OverLanes<T, const D: usize>(PhantomData<T>);
@@ -65,12 +66,12 @@ struct GridSearch<L: Lanes, const D: usize> {
 
 /// What the errors of a group's candidates depend on.
 struct Group<'a, L: Lanes, const D: usize> {
-    magnitude: &'a [f32],
-    root: &'a [f32],
+    magnitude: &'a [f32; D],
+    root: &'a [f32; D],
     /// By coordinate, for every level: the terms of `A` and of `2 B`.
     a: [L::F32; D],
     b: [L::F32; D],
-    /// The lead that decides.
+    /// The lead that decides; NaN if none does.
     lead: f32,
 }
 
@@ -116,67 +117,116 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
             inverse[v] = l.store(id);
             scales[v] = l.store(l.splat(1.0) / id);
         }
-        let (inverse, scales) = (inverse.as_flattened(), scales.as_flattened());
         let mut largest = l.splat(0.0);
         for x in block.magnitude.as_chunks::<LANES>().0 {
             largest = l.max(largest, l.abs(l.load(x)));
         }
         let largest = largest_lane(l, largest);
-        if !(largest * inverse[self.tries - 1] < 2e6 && scales[0].is_finite()) {
-            // Rounding to a level would wrap.
+        if !(largest * inverse.as_flattened()[self.tries - 1] < WRAPS && scales[0][0].is_finite()) {
             return self.grid.search(&self.rule, block, max, scale);
         }
 
         // Points by group and try, marked where the cell has none.
-        let mut chosen = [[0u16; TRIES]; 8];
-        for k in 0..groups {
-            let group = self.group(l, block, k, scales[0]);
-            let cells = self.cells(l, group.magnitude, inverse, vectors);
-            let cells = cells.as_flattened();
-            let mut from = 0;
-            while from < self.tries {
-                let cell = cells[from];
-                let mut to = from + 1;
-                while to < self.tries && cells[to] == cell {
-                    to += 1;
+        let mut chosen = [[0u16; 2 * TRIES]; 8];
+        let mut wanted = [true; 8];
+        let mut tries = self.tries;
+        let mut found = None;
+        // All tries, then some groups again with the scale that was found.
+        loop {
+            for (k, chosen) in chosen[..groups].iter_mut().enumerate() {
+                if wanted[k] {
+                    let group = self.group(block, k);
+                    self.choose_group(&group, inverse.as_flattened(), scales.as_flattened(), tries, chosen);
                 }
-                match self.grid.offer(cell as usize) {
-                    Offer::Point(n) => chosen[k][from..to].fill(n),
-                    Offer::Near(near) => self.choose_run(&group, near, &scales[from..to], &mut chosen[k][from..to]),
-                }
-                from = to;
             }
+            if let Some((scale, mut points)) = found {
+                for k in 0..groups {
+                    if wanted[k] {
+                        points[k] = chosen[k][0] & !OFF_GRID;
+                    }
+                }
+                let (sumqx, sumq2) = self.grid.sums(block, &points);
+                return (if sumq2 > 0.0 { sumqx / sumq2 } else { scale }, points);
+            }
+            let (scale, points, on_grid) = self.best_try(block, &chosen, scale);
+            let mut any_off_grid = false;
+            for on in &on_grid[..groups] {
+                any_off_grid |= !on;
+            }
+            if !(scale > 0.0 && (any_off_grid || self.rule.again == Again::All)) {
+                return (scale, points);
+            }
+            if !(largest * (1.0 / scale) < WRAPS) {
+                return self.grid.refine(&self.rule, block, scale, points, &on_grid[..groups]);
+            }
+            for (wanted, on_grid) in wanted.iter_mut().zip(on_grid) {
+                *wanted = !on_grid || self.rule.again != Again::OffGrid;
+            }
+            (inverse[0], scales[0]) = ([1.0 / scale; LANES], [scale; LANES]);
+            tries = 1;
+            found = Some((scale, points));
         }
-        self.best_try(l, block, &chosen, scale)
+    }
+
+    /// Chooses points for a group in all tries, marked where the cell has none.
+    #[inline(always)]
+    fn choose_group(
+        &mut self,
+        group: &Group<'_, L, D>,
+        inverse: &[f32],
+        scales: &[f32],
+        tries: usize,
+        chosen: &mut [u16; 2 * TRIES],
+    ) {
+        let l = self.l;
+        let vectors = tries.div_ceil(LANES);
+        let cells = self.cells(group.magnitude, inverse, vectors);
+        let cells = cells.as_flattened();
+        // A bit for every try whose cell differs from the one before, and one for the end.
+        let mut starts = 0u64;
+        for v in 0..vectors {
+            let (here, before) = (&cells[v * LANES + 1..], &cells[v * LANES..]);
+            let same = l.eq_i(l.load_i_at(here), l.load_i_at(before));
+            starts |= u64::from(!l.bits(same) & 0xff) << (v * LANES + 1);
+        }
+        starts = starts & ((1 << tries) - 1) | 1 << tries;
+        let mut from = 0;
+        while from < tries {
+            let to = starts.trailing_zeros() as usize;
+            starts &= starts - 1;
+            match self.grid.offer(cells[from] as usize) {
+                // A fill of fixed length is cheaper; what it puts too much, the next run replaces.
+                Offer::Point(n) => chosen[from..][..TRIES].fill(n),
+                Offer::Near(near) => self.choose_run(group, near, &scales[from..to], &mut chosen[from..][..TRIES]),
+            }
+            from = to;
+        }
     }
 
     /// The magnitudes and roots of group `k`, and the terms of its candidates' errors.
     #[inline(always)]
-    fn group<'b, const N: usize>(&self, l: L, block: &'b SubBlock<N>, k: usize, top_scale: f32) -> Group<'b, L, D> {
-        let (magnitude, root) = (&block.magnitude[D * k..][..D], &block.root[D * k..][..D]);
+    fn group<'b, const N: usize>(&self, block: &'b SubBlock<N>, k: usize) -> Group<'b, L, D> {
+        let l = self.l;
+        let (magnitude, root) = (&block.magnitude.as_chunks().0[k], &block.root.as_chunks().0[k]);
         let (mut a, mut b) = ([l.splat(0.0); D], [l.splat(0.0); D]);
-        let (mut sum_w, mut c) = (0.0, 0.0);
+        let mut c = 0.0;
         let qq = self.q * self.q;
         for i in 0..D {
             let (x, w) = (magnitude[i], root[i]);
             a[i] = l.splat(w) * qq;
             b[i] = l.splat(2.0 * w * x) * self.q;
-            sum_w += w;
             c += w * x * x;
         }
-        Group { magnitude, root, a, b, lead: MARGIN * (self.most(top_scale) * sum_w + c) }
-    }
-
-    /// The largest squared value that a level stands for at a scale.
-    #[inline(always)]
-    fn most(&self, scale: f32) -> f32 {
-        scale * self.rule.top * (scale * self.rule.top)
+        // Errors are relative only clear of denormals and infinities; elsewhere nothing leads.
+        let lead = if c > 1e-31 && c < 1e33 { MARGIN * c } else { f32::NAN };
+        Group { magnitude, root, a, b, lead }
     }
 
     /// The cell of a group in every try.
     #[inline(always)]
-    fn cells(&self, l: L, magnitude: &[f32], inverse: &[f32], vectors: usize) -> [[i32; LANES]; TRY_VECTORS] {
-        let mut cells = [[0; LANES]; TRY_VECTORS];
+    fn cells(&self, magnitude: &[f32], inverse: &[f32], vectors: usize) -> [[i32; LANES]; TRY_VECTORS + 1] {
+        let l = self.l;
+        let mut cells = [[0; LANES]; TRY_VECTORS + 1];
         let (zero, one, half) = (l.splat(0.0), l.splat(1.0), l.splat(0.5));
         let (radix, last) = (l.splat(self.grid.radix as f32), l.splat((self.grid.radix - 1) as f32));
         for v in 0..vectors {
@@ -191,58 +241,89 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
         cells
     }
 
-    /// Chooses among `near` for a run of tries with descending scales.
+    /// Chooses among `near` for a run of tries with descending scales. What `chosen` has beyond the run may change.
     #[inline(always)]
     fn choose_run(&mut self, group: &Group<'_, L, D>, near: Near<'_>, scales: &[f32], chosen: &mut [u16]) {
-        self.put_terms(group, near);
-        let last = scales.len() - 1;
-        let mut settled = true;
-        // Both ends first, then what is between.
-        for step in 0..scales.len() {
-            let i = match step {
-                0 => 0,
-                1 => last,
-                _ => step - 1,
-            };
-            if step < 2 || !settled {
-                let (n, leads) = self.nearest(group, near, scales[i]);
-                chosen[i] = OFF_GRID | n;
-                settled &= leads && chosen[0] == chosen[i];
-            } else {
-                chosen[i] = chosen[0];
+        let ends = [0, scales.len() - 1];
+        if let [levels] = near.levels {
+            if let Some(place) = self.leader_of_eight(group, levels, near.points.len(), scales[0], scales[ends[1]]) {
+                chosen[..TRIES].fill(OFF_GRID | near.points[place]);
+                return;
             }
         }
+        self.put_terms(group, near);
+        let mut leaders = [None; 2];
+        for (leader, &end) in leaders.iter_mut().zip(&ends) {
+            *leader = self.leader(group, near, scales[end]);
+        }
+        if let [Some(first), Some(last)] = leaders {
+            if first == last {
+                chosen[..TRIES].fill(OFF_GRID | near.points[first]);
+                return;
+            }
+        }
+        for (i, (chosen, &scale)) in chosen.iter_mut().zip(scales).enumerate() {
+            let leader = match i {
+                0 => leaders[0],
+                _ if i == ends[1] => leaders[1],
+                _ => self.leader(group, near, scale),
+            };
+            let n = match leader {
+                Some(place) => place,
+                None => nearest_exactly(self.l, near, self.q, group.magnitude, group.root, scale, &mut self.errors),
+            };
+            *chosen = OFF_GRID | near.points[n];
+        }
+    }
+
+    /// The place of the candidate that leads at both scales, if there is one, among `count` of eight.
+    #[inline(always)]
+    fn leader_of_eight(
+        &self,
+        group: &Group<'_, L, D>,
+        levels: &[u16; LANES],
+        count: usize,
+        first: f32,
+        last: f32,
+    ) -> Option<usize> {
+        let l = self.l;
+        let (a, b) = terms(l, group, levels);
+        let (zero, lead) = (l.splat(0.0), l.splat(group.lead));
+        let (mut both, mut several) = (0xff >> (LANES - count), 0);
+        for scale in [first, last] {
+            let error = l.splat(scale * scale) * a - l.splat(scale) * b;
+            let bound = l.least(l.min(error, zero)) + lead;
+            let close = l.bits(l.lt(error, bound)) & 0xff >> (LANES - count);
+            several |= close & close.wrapping_sub(1);
+            both &= close;
+        }
+        (several == 0 && both != 0).then_some(both.trailing_zeros() as usize)
     }
 
     /// Fills in `A` and `2 B` of every candidate.
     #[inline(always)]
     fn put_terms(&mut self, group: &Group<'_, L, D>, near: Near<'_>) {
         let l = self.l;
-        for (terms, levels) in self.terms.iter_mut().zip(near.levels) {
-            let (mut a, mut b) = (l.splat(0.0), l.splat(0.0));
-            let mut index = l.load_u16(levels);
-            for i in 0..D {
-                a = a + l.lookup(group.a[i], index);
-                b = b + l.lookup(group.b[i], index);
-                index = if D == 8 { l.shr::<2>(index) } else { l.shr::<3>(index) };
-            }
-            *terms = (a, b);
+        for (to, levels) in self.terms.iter_mut().zip(near.levels) {
+            *to = terms(l, group, levels);
         }
     }
 
-    /// The candidate with the least error at a scale, and whether it leads by enough to be it nearby too.
+    /// The place of the candidate with the least error at a scale, if it leads by enough.
     #[inline(always)]
-    fn nearest(&mut self, group: &Group<'_, L, D>, near: Near<'_>, scale: f32) -> (u16, bool) {
+    fn leader(&mut self, group: &Group<'_, L, D>, near: Near<'_>, scale: f32) -> Option<usize> {
         let l = self.l;
         let vectors = near.levels.len();
         let (s, ss) = (l.splat(scale), l.splat(scale * scale));
-        let mut least = l.splat(f32::INFINITY);
+        let zero = l.splat(0.0);
+        // Above zero, the error would exceed C.
+        let mut least = zero;
         for (error, &(a, b)) in self.errors.iter_mut().zip(&self.terms[..vectors]) {
             *error = ss * a - s * b;
             least = l.min(*error, least);
         }
         let bound = l.least(least) + l.splat(group.lead);
-        let (mut close, mut place) = (0, 0);
+        let (mut place, mut several) = (usize::MAX, 0);
         for (v, &error) in self.errors[..vectors].iter().enumerate() {
             let mut bits = l.bits(l.lt(error, bound));
             if v + 1 == vectors {
@@ -250,26 +331,22 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
                 bits &= 0xff >> (8 * vectors - near.points.len());
             }
             if bits != 0 {
-                close += bits.count_ones();
+                several |= (bits & (bits - 1)) as usize | (place != usize::MAX) as usize;
                 place = 8 * v + bits.trailing_zeros() as usize;
             }
         }
-        // Both bounds keep clear of denormals and infinities.
-        if close == 1 && group.lead > 1e-35 && group.lead < 1e33 {
-            return (near.points[place], true);
-        }
-        (self.grid.nearest(near.points, group.magnitude, group.root, scale), false)
+        (several == 0 && place != usize::MAX).then_some(place)
     }
 
-    /// Sums up all tries, keeps the best, and chooses again with its scale.
+    /// Sums up all tries and keeps the best: its scale, its points, and which of their cells had one.
     #[inline(always)]
     fn best_try<const N: usize>(
-        &mut self,
-        l: L,
+        &self,
         block: &SubBlock<N>,
-        chosen: &[[u16; TRIES]; 8],
+        chosen: &[[u16; 2 * TRIES]; 8],
         mut scale: f32,
-    ) -> (f32, Points) {
+    ) -> (f32, Points, [bool; 8]) {
+        let l = self.l;
         let groups = N / D;
         let (mut wx, mut ww) = ([l.splat(0.0); N], [l.splat(0.0); N]);
         for i in 0..N {
@@ -302,7 +379,7 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
                 for i in D * k..D * k + D {
                     sumqx = sumqx + l.lookup(wx[i], index);
                     sumq2 = sumq2 + l.lookup(ww[i], index);
-                    index = if D == 8 { l.shr::<2>(index) } else { l.shr::<3>(index) };
+                    index = next_level::<L, D>(l, index);
                 }
             }
             for ((&t, sumqx), sumq2) in tries.iter().zip(l.store(sumqx)).zip(l.store(sumq2)) {
@@ -320,48 +397,69 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
                 on_grid[k] = chosen[k][t] & OFF_GRID == 0;
             }
         }
-        self.refine(l, block, scale, points, &on_grid[..groups])
+        (scale, points, on_grid)
     }
+}
 
-    /// [`Codebook::refine`].
-    #[inline(always)]
-    fn refine<const N: usize>(
-        &mut self,
-        l: L,
-        block: &SubBlock<N>,
-        scale: f32,
-        mut points: Points,
-        on_grid: &[bool],
-    ) -> (f32, Points) {
-        let mut any_off_grid = false;
-        for on in on_grid {
-            any_off_grid |= !on;
-        }
-        if !(scale > 0.0 && (any_off_grid || self.rule.again == Again::All)) {
-            return (scale, points);
-        }
-        let inverse = [1.0 / scale; LANES];
-        for (k, on_grid) in on_grid.iter().enumerate() {
-            if !on_grid || self.rule.again != Again::OffGrid {
-                let group = self.group(l, block, k, scale);
-                if !(inverse[0] * 1e-6 * self.grid.largest(group.magnitude) < 1.0) {
-                    points[k] = self.grid.choose(group.magnitude, group.root, inverse[0], scale).0;
-                    continue;
-                }
-                let cell = self.cells(l, group.magnitude, &inverse, 1)[0][0];
-                points[k] = match self.grid.offer(cell as usize) {
-                    Offer::Point(n) => n,
-                    Offer::Near(near) => {
-                        let mut chosen = [0];
-                        self.choose_run(&group, near, &[scale], &mut chosen);
-                        chosen[0] & !OFF_GRID
-                    }
-                };
-            }
-        }
-        let (sumqx, sumq2) = self.grid.sums(block, &points);
-        (if sumq2 > 0.0 { sumqx / sumq2 } else { scale }, points)
+/// Vectors in the longest list of neighbours of any codebook.
+pub(super) const LONGEST: usize = 64;
+
+/// The place of the candidate with the least weighted squared error, computed in ggml's order: the first of equals, and
+/// the first of all where no error is a number. `q` is what the levels stand for; `errors` is room for all candidates.
+#[inline(always)]
+pub(super) fn nearest_exactly<L: Lanes, const D: usize>(
+    l: L,
+    near: Near<'_>,
+    q: L::F32,
+    x: &[f32; D],
+    weight: &[f32; D],
+    scale: f32,
+    errors: &mut [L::F32; LONGEST],
+) -> usize {
+    let scaled = l.splat(scale) * q;
+    let mut terms = [l.splat(0.0); D];
+    for i in 0..D {
+        let diff = scaled - l.splat(x[i]);
+        terms[i] = l.splat(weight[i]) * diff * diff;
     }
+    let mut least = l.splat(f32::MAX);
+    for (error, levels) in errors.iter_mut().zip(near.levels) {
+        let mut sum = l.splat(0.0);
+        let mut index = l.load_u16(levels);
+        for &terms in &terms {
+            sum = sum + l.lookup(terms, index);
+            index = next_level::<L, D>(l, index);
+        }
+        *error = sum;
+        least = l.min(sum, least);
+    }
+    let least = l.least(least);
+    for (v, &error) in errors[..near.levels.len()].iter().enumerate() {
+        let bits = l.bits(l.eq(error, least) & l.lt(error, l.splat(f32::MAX)));
+        if bits != 0 {
+            return 8 * v + bits.trailing_zeros() as usize;
+        }
+    }
+    0
+}
+
+/// `A` and `2 B` of eight candidates.
+#[inline(always)]
+fn terms<L: Lanes, const D: usize>(l: L, group: &Group<'_, L, D>, levels: &[u16; LANES]) -> (L::F32, L::F32) {
+    let (mut a, mut b) = (l.splat(0.0), l.splat(0.0));
+    let mut index = l.load_u16(levels);
+    for i in 0..D {
+        a = a + l.lookup(group.a[i], index);
+        b = b + l.lookup(group.b[i], index);
+        index = next_level::<L, D>(l, index);
+    }
+    (a, b)
+}
+
+/// Brings the next coordinate's level to the lowest bits.
+#[inline(always)]
+fn next_level<L: Lanes, const D: usize>(l: L, index: L::I32) -> L::I32 {
+    if D == 8 { l.shr::<2>(index) } else { l.shr::<3>(index) }
 }
 
 /// The largest lane.
@@ -369,4 +467,29 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
 fn largest_lane<L: Lanes>(l: L, v: L::F32) -> f32 {
     let zero = l.splat(0.0);
     l.store(zero - l.least(zero - v))[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::codebook;
+
+    #[test]
+    fn every_list_of_neighbours_fits() {
+        fn longest<const D: usize>(grid: &Codebook<D>) -> usize {
+            let cells = 0..grid.radix.pow(D as u32);
+            let len = |cell| match grid.offer(cell) {
+                Offer::Point(_) => 0,
+                Offer::Near(near) => near.levels.len(),
+            };
+            cells.map(len).max().unwrap_or(0)
+        }
+        assert!(longest(codebook::iq1()) <= LONGEST, "{}", longest(codebook::iq1()));
+        for grid in [codebook::iq2_xxs(), codebook::iq2_xs(), codebook::iq2_s()] {
+            assert!(longest(grid) <= LONGEST);
+        }
+        for grid in [codebook::iq3_xxs(), codebook::iq3_s()] {
+            assert!(longest(grid) <= LONGEST);
+        }
+    }
 }

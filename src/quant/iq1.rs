@@ -17,7 +17,7 @@
 //!
 //! Bytes depend on the sort being stable, on the order of every sum, and on the first of equal splits winning.
 
-use super::codebook::{self, Codebook, Offer};
+use super::codebook::{self, Codebook, Near, Offer};
 use super::grid_search::importance;
 use super::iq2::sub_weights;
 use super::plain::{f16_at, f16_bits, put_f16};
@@ -26,8 +26,8 @@ use super::search::{c_max, nearest_int, sum_of_squares};
 /// `IQ1S_DELTA`, `IQ1M_DELTA`.
 const DELTA: f32 = 0.125;
 /// What the levels stand for, shifted up and shifted down.
-const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
-const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
+pub(super) const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
+pub(super) const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
 
 /// The best split of a sorted sub-block.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,6 +38,51 @@ pub(super) struct Split {
     pub(super) shift: usize,
     /// The least-squares scale, of either sign.
     pub(super) scale: f32,
+}
+
+/// The means to search: the reference or lanes.
+pub(super) trait Search {
+    /// The order of the `N` weights in ascending order; equal ones stay as they are.
+    fn ascending<const N: usize>(&mut self, x: &[f32]) -> [u8; N];
+    /// IQ1_S's best split of 32 weights.
+    fn split_s(&mut self, x: &[f32], weight: &[f32; 32], order: &[u8; 32]) -> Option<Split>;
+    /// IQ1_M's best split of 16 weights; either half has a shift of its own.
+    fn split_m(&mut self, x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split>;
+    /// The neighbour with the least weighted squared error, the first of equals.
+    fn nearest(&mut self, near: Near<'_>, x: &[f32; 8], weight: &[f32; 8], scale: f32, values: &[f32; 3]) -> u16;
+}
+
+/// The search as ggml writes it.
+struct Reference;
+
+impl Search for Reference {
+    fn ascending<const N: usize>(&mut self, x: &[f32]) -> [u8; N] {
+        ascending(x)
+    }
+    fn split_s(&mut self, x: &[f32], weight: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
+        split_s(x, weight, order)
+    }
+    fn split_m(&mut self, x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
+        split_m(x, weight, order)
+    }
+    fn nearest(&mut self, near: Near<'_>, x: &[f32; 8], weight: &[f32; 8], scale: f32, values: &[f32; 3]) -> u16 {
+        nearest(near.points, x, weight, scale, values)
+    }
+}
+
+/// IQ1_S or IQ1_M. A row is a whole number of blocks of 256.
+pub(super) trait Iq1 {
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Encodes 256 elements as a block, given the means to search.
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]);
+}
+
+/// Encodes a row by the reference.
+pub(super) fn reference<T: Iq1>(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
+        T::encode(&mut Reference, x, weights.map(|w| &w[256 * i..][..256]), block);
+    }
 }
 
 /// A sub-block with its codes.
@@ -74,17 +119,23 @@ fn ascending<const N: usize>(x: &[f32]) -> [u8; N] {
 }
 
 /// Keeps the better of two splits, as ggml compares them.
-struct Best {
-    score: f32,
-    split: Option<Split>,
+pub(super) struct Best {
+    /// What a better split's `sumqx^2` has to exceed, in parts of its `sumq2`.
+    pub(super) score: f32,
+    /// The best split so far.
+    pub(super) split: Option<Split>,
 }
 
 impl Best {
-    fn new() -> Self {
+    /// Worse than any.
+    #[inline(always)]
+    pub(super) fn new() -> Self {
         Best { score: f32::MIN, split: None }
     }
 
-    fn offer(&mut self, sumqx: f32, sumq2: f32, at: (usize, usize), shift: usize) {
+    /// Takes a split if it is better.
+    #[inline(always)]
+    pub(super) fn offer(&mut self, sumqx: f32, sumq2: f32, at: (usize, usize), shift: usize) {
         if sumq2 > 0.0 && sumqx * sumqx > self.score * sumq2 {
             let scale = sumqx / sumq2;
             self.score = scale * sumqx;
@@ -149,7 +200,8 @@ fn split_m(x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
 }
 
 /// `iq1_find_best_neighbour2`. Where no error is a number, ggml aborts; this takes the first candidate.
-fn nearest(grid: &Codebook<8>, candidates: &[u16], x: &[f32], weight: &[f32], scale: f32, values: &[f32; 3]) -> u16 {
+fn nearest(candidates: &[u16], x: &[f32], weight: &[f32], scale: f32, values: &[f32; 3]) -> u16 {
+    let grid = codebook::iq1();
     let (mut best, mut least) = (candidates[0], f32::MAX);
     for &n in candidates {
         let error = grid.points[n as usize].iter().zip(x).zip(weight).fold(0.0, |sum, ((&l, &x), &w)| {
@@ -165,18 +217,20 @@ fn nearest(grid: &Codebook<8>, candidates: &[u16], x: &[f32], weight: &[f32], sc
 
 /// Codes a sub-block of `N` weights from its best split. `values(shift, k)` is what levels stand for in group `k`;
 /// `opposite` is the shift that belongs to the negated code.
-fn code<const N: usize>(
+#[inline(always)]
+fn code<const N: usize, S: Search>(
+    search: &mut S,
     grid: &Codebook<8>,
     x: &[f32],
     weight: &[f32; N],
     order: &[u8; N],
     split: Split,
     opposite: usize,
-    values: impl Fn(usize, usize) -> &'static [f32; 3],
+    values: fn(usize, usize) -> &'static [f32; 3],
 ) -> Coded {
     let mut levels = [0; N];
     for (place, &i) in order.iter().enumerate() {
-        levels[i as usize] = u8::from(place >= split.at.0) + u8::from(place >= split.at.1);
+        levels[i as usize % N] = u8::from(place >= split.at.0) + u8::from(place >= split.at.1);
     }
     let (mut scale, mut shift) = (split.scale, split.shift);
     if scale < 0.0 {
@@ -186,11 +240,12 @@ fn code<const N: usize>(
     let mut points = [0; 4];
     let mut all_on_grid = true;
     for (k, levels) in levels.chunks_exact(8).enumerate() {
+        let (x, weight) = (&x.as_chunks().0[k], &weight.as_chunks().0[k]);
         points[k] = match grid.offer(grid.cell(&std::array::from_fn(|i| levels[i]))) {
             Offer::Point(n) => n,
             Offer::Near(candidates) => {
                 all_on_grid = false;
-                nearest(grid, candidates.points, &x[8 * k..], &weight[8 * k..], scale, values(shift, k))
+                search.nearest(candidates, x, weight, scale, values(shift, k))
             }
         };
     }
@@ -227,21 +282,27 @@ fn values_m(shift: usize, group: usize) -> &'static [f32; 3] {
     values_s(if group == 0 { shift >> 1 } else { shift & 1 }, group)
 }
 
-/// Encodes a row as IQ1_S. ggml demands an imatrix here; without one, every weight counts as 1.
-pub(super) fn iq1_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
-    let grid = codebook::iq1();
-    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(50)).enumerate() {
+/// IQ1_S. ggml demands an imatrix here; without one, every weight counts as 1.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum IQ1_S {}
+
+impl Iq1 for IQ1_S {
+    const BYTES: usize = 50;
+
+    #[inline(always)]
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
+        let grid = codebook::iq1();
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
         let (mut scales, mut shifts) = ([0.0; 8], [0; 8]);
         block.fill(0);
         for (ib, x) in x.chunks_exact(32).enumerate() {
-            let weight = importance(x, Some(sub_weights(weights, 256 * i + 32 * ib, 32)), sigma2, |_| 0.0);
+            let weight = importance(x, Some(sub_weights(weights, 32 * ib, 32)), sigma2, |_| 0.0);
             if largest_magnitude(x) < 1e-12 {
                 continue;
             }
-            let order = ascending(x);
-            let Some(split) = split_s(x, &weight, &order) else { continue };
-            let coded = code(grid, x, &weight, &order, split, 1 - split.shift, values_s);
+            let order = search.ascending(x);
+            let Some(split) = search.split_s(x, &weight, &order) else { continue };
+            let coded = code(search, grid, x, &weight, &order, split, 1 - split.shift, values_s);
             let high = coded.points.iter().rev().fold(0, |high, p| high << 3 | p >> 8);
             for (byte, point) in block[2 + 4 * ib..].iter_mut().zip(coded.points) {
                 *byte = point as u8;
@@ -251,7 +312,7 @@ pub(super) fn iq1_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
         }
         let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
         if max_scale == 0.0 {
-            continue;
+            return;
         }
         let d = max_scale / 15.0;
         put_f16(d * 1.125, block);
@@ -262,22 +323,28 @@ pub(super) fn iq1_s(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     }
 }
 
-/// Encodes a row as IQ1_M.
-pub(super) fn iq1_m(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
-    let grid = codebook::iq1();
-    for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(56)).enumerate() {
+/// IQ1_M.
+#[allow(non_camel_case_types)] // ggml's name
+pub(super) enum IQ1_M {}
+
+impl Iq1 for IQ1_M {
+    const BYTES: usize = 56;
+
+    #[inline(always)]
+    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
+        let grid = codebook::iq1();
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
         let mut importances = [[0.0; 16]; 16];
         let (mut scales, mut shifts, mut points) = ([0.0; 16], [0; 16], [[0; 2]; 16]);
         for (ib, x) in x.chunks_exact(16).enumerate() {
-            let weights = weights.map(|w| &w[256 * i + 16 * ib..][..16]);
+            let weights = weights.map(|w| &w[16 * ib..][..16]);
             importances[ib] = importance(x, weights, sigma2, |v| v * v);
             if largest_magnitude(x) < 1e-7 {
                 continue;
             }
-            let order = ascending(x);
-            let Some(split) = split_m(x, &importances[ib], &order) else { continue };
-            let coded = code(grid, x, &importances[ib], &order, split, 3 - split.shift, values_m);
+            let order = search.ascending(x);
+            let Some(split) = search.split_m(x, &importances[ib], &order) else { continue };
+            let coded = code(search, grid, x, &importances[ib], &order, split, 3 - split.shift, values_m);
             points[ib].copy_from_slice(&coded.points[..2]);
             (scales[ib], shifts[ib]) = (coded.scale, coded.shift);
         }

@@ -1,7 +1,9 @@
 //! The block types of ggml: identity, geometry and functions of each, in one table.
 
 use super::lanes::{self, Isa};
-use super::{Rows, fp4, grid_lanes, grid_search, iq1, iq2, iq3, iq4, k_affine, k_symmetric, legacy, plain, ternary};
+use super::{
+    Rows, fp4, grid_lanes, grid_search, iq1, iq1_lanes, iq2, iq3, iq4, k_affine, k_symmetric, legacy, plain, ternary,
+};
 
 /// A tensor element type of GGUF, by ggml's name. The discriminant is the number in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -170,7 +172,7 @@ static TABLE: &[Entry] = {
         block(IQ2_XXS, "IQ2_XXS", 256, 66, Required, grid_search::reference::<iq2::IQ2_XXS, 8>, Some(lanes::run::<grid_lanes::OverLanes<iq2::IQ2_XXS, 8>>), iq2::dequantize_iq2_xxs, Scales::F16(&[0])),
         block(IQ2_XS, "IQ2_XS", 256, 74, Required, grid_search::reference::<iq2::IQ2_XS, 8>, Some(lanes::run::<grid_lanes::OverLanes<iq2::IQ2_XS, 8>>), iq2::dequantize_iq2_xs, Scales::F16(&[0])),
         block(IQ3_XXS, "IQ3_XXS", 256, 98, Optional, grid_search::reference::<iq3::IQ3_XXS, 4>, Some(lanes::run::<grid_lanes::OverLanes<iq3::IQ3_XXS, 4>>), iq3::dequantize_iq3_xxs, Scales::F16(&[0])),
-        block(IQ1_S, "IQ1_S", 256, 50, Required, iq1::iq1_s, None, iq1::dequantize_iq1_s, Scales::F16(&[0])),
+        block(IQ1_S, "IQ1_S", 256, 50, Required, iq1::reference::<iq1::IQ1_S>, Some(lanes::run::<iq1_lanes::OverLanes<iq1::IQ1_S>>), iq1::dequantize_iq1_s, Scales::F16(&[0])),
         block(IQ4_NL, "IQ4_NL", 32, 18, Optional, iq4::iq4_nl, Some(lanes::run::<iq4::IQ4_NL>), iq4::dequantize_iq4_nl, Scales::F16(&[0])),
         block(IQ3_S, "IQ3_S", 256, 110, Optional, grid_search::reference::<iq3::IQ3_S, 4>, Some(lanes::run::<grid_lanes::OverLanes<iq3::IQ3_S, 4>>), iq3::dequantize_iq3_s, Scales::F16(&[0])),
         block(IQ2_S, "IQ2_S", 256, 82, Optional, grid_search::reference::<iq2::IQ2_S, 8>, Some(lanes::run::<grid_lanes::OverLanes<iq2::IQ2_S, 8>>), iq2::dequantize_iq2_s, Scales::F16(&[0])),
@@ -180,11 +182,11 @@ static TABLE: &[Entry] = {
         copied(I32, "I32", 1, 4),
         copied(I64, "I64", 1, 8),
         copied(F64, "F64", 1, 8),
-        block(IQ1_M, "IQ1_M", 256, 56, Optional, iq1::iq1_m, None, iq1::dequantize_iq1_m, Scales::Sound(iq1::iq1_m_is_sound)),
+        block(IQ1_M, "IQ1_M", 256, 56, Optional, iq1::reference::<iq1::IQ1_M>, Some(lanes::run::<iq1_lanes::OverLanes<iq1::IQ1_M>>), iq1::dequantize_iq1_m, Scales::Sound(iq1::iq1_m_is_sound)),
         block(BF16, "BF16", 1, 2, Ignored, plain::f32_to_bf16, None, plain::bf16_to_f32, Scales::BF16),
         block(TQ1_0, "TQ1_0", 256, 54, Ignored, ternary::tq1_0, None, ternary::dequantize_tq1_0, Scales::F16(&[52])),
         block(TQ2_0, "TQ2_0", 256, 66, Ignored, ternary::tq2_0, None, ternary::dequantize_tq2_0, Scales::F16(&[64])),
-        block(MXFP4, "MXFP4", 32, 17, Ignored, fp4::mxfp4, None, fp4::dequantize_mxfp4, Scales::Sound(fp4::mxfp4_is_sound)),
+        block(MXFP4, "MXFP4", 32, 17, Ignored, fp4::mxfp4, Some(lanes::run::<fp4::MXFP4>), fp4::dequantize_mxfp4, Scales::Sound(fp4::mxfp4_is_sound)),
         block(NVFP4, "NVFP4", 64, 36, Ignored, fp4::nvfp4, None, fp4::dequantize_nvfp4, Scales::Any),
         block(Q1_0, "Q1_0", 128, 18, Ignored, legacy::q1_0, Some(lanes::run::<legacy::Q1_0>), legacy::dequantize_q1_0, Scales::F16(&[0])),
         block(Q2_0, "Q2_0", 64, 18, Ignored, legacy::q2_0, Some(lanes::run::<legacy::Q2_0>), legacy::dequantize_q2_0, Scales::F16(&[0])),

@@ -76,6 +76,8 @@ macro_rules! methods {
 }
 
 impl Lanes for Avx2 {
+    const FAST_BITS: bool = true;
+
     type F32 = F32;
     type I32 = I32;
     type Mask = Mask;

@@ -40,6 +40,10 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
     /// Eight truth values.
     type Mask: Copy + BitAnd<Output = Self::Mask> + BitOr<Output = Self::Mask> + Not<Output = Self::Mask>;
 
+    /// Whether comparisons become bits in an instruction or two. Searches that branch on such bits gain nothing
+    /// otherwise and stay with the reference.
+    const FAST_BITS: bool;
+
     /// The same number in every lane.
     fn splat(self, v: f32) -> Self::F32;
     /// Eight numbers from memory.
@@ -149,6 +153,18 @@ pub(crate) trait Lanes: Copy + Debug + 'static {
     fn load_at(self, v: &[f32]) -> Self::F32 {
         match v.first_chunk::<LANES>() {
             Some(v) => self.load(v),
+            None => panic!("a vector takes eight elements, not {}", v.len()),
+        }
+    }
+
+    /// Eight integers from the start of a slice.
+    ///
+    /// # Panics
+    /// If the slice is shorter.
+    #[inline(always)]
+    fn load_i_at(self, v: &[i32]) -> Self::I32 {
+        match v.first_chunk::<LANES>() {
+            Some(v) => self.load_i(v),
             None => panic!("a vector takes eight elements, not {}", v.len()),
         }
     }

@@ -78,6 +78,8 @@ fn truth(v: bool) -> i32 {
 }
 
 impl Lanes for Portable {
+    const FAST_BITS: bool = false;
+
     type F32 = Array<f32>;
     type I32 = Array<i32>;
     type Mask = Mask;
