@@ -114,13 +114,7 @@ fn go_is_here() -> bool {
 
 fn ask_go(cases: &[Json]) -> Vec<Json> {
     let judge = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle/go_template.go");
-    let mut go = Command::new("go")
-        .arg("run")
-        .arg(judge)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut go = Command::new("go").arg("run").arg(judge).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     go.stdin.take().unwrap().write_all(Json::from(cases.to_vec()).to_string().as_bytes()).unwrap();
     let out = go.wait_with_output().unwrap();
     assert!(out.status.success());
@@ -160,10 +154,8 @@ fn record() {
     let cases: Vec<Json> = CASES.iter().map(|t| json!({"template": t, "data": data()})).collect();
     let answers = ask_go(&cases);
     // Words of an error are Go's own; that there is one is all that is compared.
-    let kept: Vec<Json> = answers
-        .into_iter()
-        .map(|a| if a.get("error").is_some() { json!({"error": ""}) } else { a })
-        .collect();
+    let kept: Vec<Json> =
+        answers.into_iter().map(|a| if a.get("error").is_some() { json!({"error": ""}) } else { a }).collect();
     std::fs::create_dir_all(Path::new(RECORD).parent().unwrap()).unwrap();
     std::fs::write(RECORD, serde_json::to_string_pretty(&kept).unwrap() + "\n").unwrap();
 }
@@ -225,7 +217,12 @@ fn written_templates_print_the_same_in_go() {
     }
     let answers = ask_go(&cases);
     for ((case, answer), expected) in cases.iter().zip(&answers).zip(&expected) {
-        assert_eq!(answer["output"].as_str(), Some(expected.as_str()), "{answer}\n{}", case["template"].as_str().unwrap());
+        assert_eq!(
+            answer["output"].as_str(),
+            Some(expected.as_str()),
+            "{answer}\n{}",
+            case["template"].as_str().unwrap()
+        );
     }
     eprintln!("{} prompts printed by Go, all equal to the Jinja", cases.len());
 }

@@ -22,7 +22,7 @@ pub(super) fn standardise(keys: &mut Map<String, Value>, entry: &Map<String, Val
     };
     let theta = if own_theta { keys.remove("rope_theta") } else { keys.get("rope_theta").cloned() };
     let partial = keys.get("partial_rotary_factor").filter(|v| !v.is_null()).cloned();
-    if !entry.get("defaults").is_some_and(|d| d.get("partial_rotary_factor").is_some()) && model_type != "phi3" {
+    if entry.get("defaults").is_none_or(|d| d.get("partial_rotary_factor").is_none()) && model_type != "phi3" {
         keys.remove("partial_rotary_factor");
     }
     let by_type = match (default_theta.get("global"), default_theta.get("local")) {

@@ -33,8 +33,6 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "to-gguf", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Some(Command::Template(args)) => template::run(&args),
-        Some(Command::Ollama(args)) => ollama::run(&args),
         None => convert::run(&cli.convert),
     };
     result.unwrap_or_else(|error: anyhow::Error| {

@@ -66,12 +66,7 @@ pub(super) fn run(args: &OllamaArgs) -> anyhow::Result<ExitCode> {
             print_report(&report);
             Ok(if report.has_problems() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
-        OllamaCommand::Add {
-            folder,
-            name,
-            create,
-            force,
-        } => {
+        OllamaCommand::Add { folder, name, create, force } => {
             let way = if *create { Way::Server } else { Way::Store };
             println!("{}", add(folder, name, way, *force)?);
             Ok(ExitCode::SUCCESS)

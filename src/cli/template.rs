@@ -56,7 +56,9 @@ pub(super) fn run(args: &TemplateArgs) -> anyhow::Result<ExitCode> {
                 eprintln!("not reproduced: {}: {why}", scope_in_words(*scope).join(", "));
             }
             let Some(proven) = translation.proven else {
-                println!("no TEMPLATE reproduces this chat template; Ollama 0.32 and later use the one inside the GGUF");
+                println!(
+                    "no TEMPLATE reproduces this chat template; Ollama 0.32 and later use the one inside the GGUF"
+                );
                 return Ok(ExitCode::FAILURE);
             };
             (proven.template, translation.abilities, proven.scope)

@@ -91,10 +91,7 @@ impl Client {
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(10)))
             .build();
-        Self {
-            base: base.into().trim_end_matches('/').to_owned(),
-            agent: config.new_agent(),
-        }
+        Self { base: base.into().trim_end_matches('/').to_owned(), agent: config.new_agent() }
     }
 
     /// The user's server: `$OLLAMA_HOST`, or port 11434 of this machine.
@@ -134,10 +131,7 @@ impl Client {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), ApiError> {
         let url = format!("{}/api/blobs/{digest}", self.base);
-        let broken = |e: ureq::Error| ApiError::Connection {
-            url: url.clone(),
-            detail: e.to_string(),
-        };
+        let broken = |e: ureq::Error| ApiError::Connection { url: url.clone(), detail: e.to_string() };
         let answer = self.agent.head(&url).call().map_err(broken)?;
         if answer.status().is_success() {
             progress(Progress::Present(path.to_owned()));
@@ -147,15 +141,8 @@ impl Client {
             return Err(refused(&url, answer));
         }
         progress(Progress::Sending(path.to_owned(), size));
-        let file = File::open(path).map_err(|source| ApiError::File {
-            path: path.to_owned(),
-            source,
-        })?;
-        let mut body = Counting {
-            file,
-            left: size,
-            progress,
-        };
+        let file = File::open(path).map_err(|source| ApiError::File { path: path.to_owned(), source })?;
+        let mut body = Counting { file, left: size, progress };
         let answer = self
             .agent
             .post(&url)
@@ -173,10 +160,7 @@ impl Client {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), ApiError> {
         let url = format!("{}/api/create", self.base);
-        let broken = |detail: String| ApiError::Connection {
-            url: url.clone(),
-            detail,
-        };
+        let broken = |detail: String| ApiError::Connection { url: url.clone(), detail };
         let answer = self
             .agent
             .post(&url)
@@ -205,23 +189,14 @@ impl Client {
                 });
             };
             if let Some(detail) = value.get("error").and_then(Json::as_str) {
-                return Err(ApiError::Create {
-                    name: name.to_string(),
-                    detail: detail.to_owned(),
-                });
+                return Err(ApiError::Create { name: name.to_string(), detail: detail.to_owned() });
             }
             if let Some(status) = value.get("status").and_then(Json::as_str) {
                 finished = status == "success";
                 progress(Progress::Status(status.to_owned()));
             }
         }
-        if finished {
-            Ok(())
-        } else {
-            Err(ApiError::Unfinished {
-                name: name.to_string(),
-            })
-        }
+        if finished { Ok(()) } else { Err(ApiError::Unfinished { name: name.to_string() }) }
     }
 }
 
@@ -233,11 +208,7 @@ fn refused(url: &str, answer: ureq::http::Response<ureq::Body>) -> ApiError {
         .ok()
         .and_then(|v| v.get("error").and_then(Json::as_str).map(str::to_owned))
         .unwrap_or_else(|| text.trim().to_owned());
-    ApiError::Refused {
-        url: url.to_owned(),
-        status,
-        detail,
-    }
+    ApiError::Refused { url: url.to_owned(), status, detail }
 }
 
 /// The body of `/api/create`.
@@ -269,11 +240,8 @@ fn request(name: &ModelName, creation: &Creation, files: Map<String, Json>, adap
         out.insert("parameters".into(), Json::Object(creation.parameters.clone()));
     }
     if !creation.messages.is_empty() {
-        let list: Vec<Json> = creation
-            .messages
-            .iter()
-            .map(|(role, content)| json!({"role": role, "content": content}))
-            .collect();
+        let list: Vec<Json> =
+            creation.messages.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
         out.insert("messages".into(), Json::Array(list));
     }
     out.insert("stream".into(), json!(true));

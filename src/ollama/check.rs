@@ -43,10 +43,7 @@ pub struct Report {
 
 impl Report {
     fn add(&mut self, severity: Severity, text: impl Into<String>) {
-        self.findings.push(Finding {
-            severity,
-            text: text.into(),
-        });
+        self.findings.push(Finding { severity, text: text.into() });
     }
 
     /// Whether anything is wrong.
@@ -81,10 +78,7 @@ pub enum CheckError {
 pub fn check_folder(path: &Path) -> Result<Report, CheckError> {
     const LONGEST: u64 = 64 << 20;
     let file = if path.is_dir() { path.join("Modelfile") } else { path.to_owned() };
-    let io = |source| CheckError::Io {
-        path: file.clone(),
-        source,
-    };
+    let io = |source| CheckError::Io { path: file.clone(), source };
     let size = std::fs::metadata(&file).map_err(io)?.len();
     if size > LONGEST {
         return Err(io(std::io::Error::other(format!("{size} bytes are no Modelfile"))));
@@ -95,7 +89,10 @@ pub fn check_folder(path: &Path) -> Result<Report, CheckError> {
     let mut report = Report::default();
     report.add(Severity::Fine, "the Modelfile parses as Ollama parses it");
     if let Some(name) = &creation.from {
-        report.add(Severity::Note, format!("FROM {name} is a model of Ollama's library, not a file: it cannot be checked here"));
+        report.add(
+            Severity::Note,
+            format!("FROM {name} is a model of Ollama's library, not a file: it cannot be checked here"),
+        );
     }
     check_files(&creation, &mut report);
     Ok(report)
@@ -111,7 +108,10 @@ pub fn check_store(store: &Store, name: &ModelName) -> Result<Report, CheckError
     if manifest.schema_version != 2 || manifest.media_type != MANIFEST_TYPE {
         report.add(
             Severity::Problem,
-            format!("the manifest is of version {} and type {}; Ollama reads version 2", manifest.schema_version, manifest.media_type),
+            format!(
+                "the manifest is of version {} and type {}; Ollama reads version 2",
+                manifest.schema_version, manifest.media_type
+            ),
         );
     }
     let mut whole = true;
@@ -121,10 +121,7 @@ pub fn check_store(store: &Store, name: &ModelName) -> Result<Report, CheckError
     if !whole {
         return Ok(report);
     }
-    report.add(
-        Severity::Fine,
-        format!("{} blobs are there with their sizes and digests", manifest.layers.len() + 1),
-    );
+    report.add(Severity::Fine, format!("{} blobs are there with their sizes and digests", manifest.layers.len() + 1));
     let read = |layer: &Layer| {
         let path = store.blob(&layer.digest);
         std::fs::read_to_string(&path).map_err(|source| CheckError::Io { path, source })
@@ -174,20 +171,28 @@ fn check_blob(store: &Store, layer: &Layer, report: &mut Report) -> bool {
     }
     match digest_file(&path, &mut |_| {}) {
         Err(_) => {
-            report.add(Severity::Problem, format!("{kind}: blob {} is missing; create the model again", path.display()));
+            report
+                .add(Severity::Problem, format!("{kind}: blob {} is missing; create the model again", path.display()));
             false
         }
         Ok((_, size)) if size != layer.size => {
             report.add(
                 Severity::Problem,
-                format!("{kind}: blob {} has {size} bytes, the manifest says {}; create the model again", path.display(), layer.size),
+                format!(
+                    "{kind}: blob {} has {size} bytes, the manifest says {}; create the model again",
+                    path.display(),
+                    layer.size
+                ),
             );
             false
         }
         Ok((digest, _)) if digest != layer.digest => {
             report.add(
                 Severity::Problem,
-                format!("{kind}: blob {} has digest {digest}, which is not its name; delete it and create the model again", path.display()),
+                format!(
+                    "{kind}: blob {} has digest {digest}, which is not its name; delete it and create the model again",
+                    path.display()
+                ),
             );
             false
         }
@@ -231,14 +236,18 @@ fn check_context(creation: &Creation, input: &ModelfileInput, report: &mut Repor
 }
 
 fn check_template(creation: &Creation, chat: &ChatInput, report: &mut Report) {
-    let jinja = chat.template.as_ref().map(|source| {
-        ChatTemplate::new(source, chat.bos_token.as_deref(), chat.eos_token.as_deref())
-    });
+    let jinja = chat
+        .template
+        .as_ref()
+        .map(|source| ChatTemplate::new(source, chat.bos_token.as_deref(), chat.eos_token.as_deref()));
     if let Some(Err(error)) = &jinja {
         report.add(Severity::Problem, error.to_string());
     }
     if let Some(renderer) = &creation.renderer {
-        report.add(Severity::Note, format!("the built-in renderer {renderer} is used, not the TEMPLATE: its prompts are not checked"));
+        report.add(
+            Severity::Note,
+            format!("the built-in renderer {renderer} is used, not the TEMPLATE: its prompts are not checked"),
+        );
     }
     let Some(text) = &creation.template else {
         match jinja {
@@ -254,7 +263,9 @@ fn check_template(creation: &Creation, chat: &ChatInput, report: &mut Report) {
         report.add(Severity::Problem, error.to_string());
         return;
     }
-    if let Some(bos) = chat.bos_token.as_ref().filter(|b| chat.add_bos == Some(true) && text.trim_start().starts_with(b.as_str())) {
+    if let Some(bos) =
+        chat.bos_token.as_ref().filter(|b| chat.add_bos == Some(true) && text.trim_start().starts_with(b.as_str()))
+    {
         report.add(
             Severity::Problem,
             format!("the TEMPLATE begins with {bos}, which the tokenizer adds by itself: prompts would have it twice; remove it"),
@@ -279,21 +290,12 @@ fn check_template(creation: &Creation, chat: &ChatInput, report: &mut Report) {
 fn compare(text: &str, jinja: &ChatTemplate, abilities: &Abilities, report: &mut Report) {
     let widest = abilities.scope;
     let plain = Scope::default();
-    let with_system = Scope {
-        system: widest.system,
-        ..plain
-    };
+    let with_system = Scope { system: widest.system, ..plain };
     let steps = [
         plain,
         with_system,
-        Scope {
-            thinking: widest.thinking,
-            ..with_system
-        },
-        Scope {
-            tools: widest.tools,
-            ..with_system
-        },
+        Scope { thinking: widest.thinking, ..with_system },
+        Scope { tools: widest.tools, ..with_system },
         widest,
     ];
     let mut done: Vec<Scope> = Vec::new();
@@ -315,7 +317,10 @@ fn compare(text: &str, jinja: &ChatTemplate, abilities: &Abilities, report: &mut
                     let severity = if basic { Severity::Problem } else { Severity::Note };
                     report.add(
                         severity,
-                        format!("the TEMPLATE differs from the chat template with {what}: {}; see `to-gguf template`", describe(&mismatch)),
+                        format!(
+                            "the TEMPLATE differs from the chat template with {what}: {}; see `to-gguf template`",
+                            describe(&mismatch)
+                        ),
                     );
                 }
             },
@@ -331,27 +336,26 @@ fn check_stops(creation: &Creation, chat: &ChatInput, report: &mut Report) {
         .and_then(Json::as_array)
         .map(|list| list.iter().filter_map(Json::as_str).collect())
         .unwrap_or_default();
-    let tokens = SpecialTokens {
-        special: chat.special_tokens.clone(),
-        added: chat.added_tokens.clone(),
-    };
+    let tokens = SpecialTokens { special: chat.special_tokens.clone(), added: chat.added_tokens.clone() };
     let needed = facts_of_modelfile(chat, |template, dialect| stops::from_template(template, dialect, &tokens));
-    let missing: Vec<String> = needed
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|stop| !written.contains(&stop.as_str()))
-        .collect();
+    let missing: Vec<String> =
+        needed.unwrap_or_default().into_iter().filter(|stop| !written.contains(&stop.as_str())).collect();
     // The tokenizer's own end token ends generation without a parameter.
     let (by_itself, needed): (Vec<String>, Vec<String>) =
         missing.into_iter().partition(|s| chat.eos_tokens.contains(s));
     for stop in &needed {
         report.add(
             Severity::Problem,
-            format!("{stop:?} ends an answer but is no stop: the model would not stop talking; add PARAMETER stop {stop:?}"),
+            format!(
+                "{stop:?} ends an answer but is no stop: the model would not stop talking; add PARAMETER stop {stop:?}"
+            ),
         );
     }
     for stop in &by_itself {
-        report.add(Severity::Note, format!("{stop:?} is no PARAMETER stop; the GGUF names it as end token, so it still ends an answer"));
+        report.add(
+            Severity::Note,
+            format!("{stop:?} is no PARAMETER stop; the GGUF names it as end token, so it still ends an answer"),
+        );
     }
     if needed.is_empty() && by_itself.is_empty() && !written.is_empty() {
         report.add(Severity::Fine, format!("every end of an answer is a stop: {}", written.join(" ")));

@@ -46,9 +46,11 @@ impl ChatInput {
             eos_tokens.extend(named(&format!("tokenizer.ggml.{key}_token_id")));
         }
         let mut seen = Vec::new();
-        eos_tokens.retain(|t| !seen.contains(t) && {
-            seen.push(t.clone());
-            true
+        eos_tokens.retain(|t| {
+            !seen.contains(t) && {
+                seen.push(t.clone());
+                true
+            }
         });
         // llama.cpp's default where the key is missing: SentencePiece vocabularies get a BOS, others do not.
         let sentencepiece = text("tokenizer.ggml.model").is_some_and(|m| m == "llama");
@@ -72,14 +74,9 @@ impl ModelfileInput {
     /// Everything that a GGUF says by itself.
     pub fn of_gguf(gguf: &GgufFile, path: &Path) -> Self {
         let metadata = gguf.metadata();
-        let architecture = metadata
-            .get("general.architecture")
-            .and_then(Value::as_str)
-            .map(str::to_owned);
-        let context_length = architecture
-            .as_ref()
-            .and_then(|a| metadata.get(&format!("{a}.context_length")))
-            .and_then(Value::as_u64);
+        let architecture = metadata.get("general.architecture").and_then(Value::as_str).map(str::to_owned);
+        let context_length =
+            architecture.as_ref().and_then(|a| metadata.get(&format!("{a}.context_length"))).and_then(Value::as_u64);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
         Self {
             from: name.into_iter().collect(),
@@ -127,10 +124,8 @@ impl ChatInput {
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
             return Ok(Self::of_gguf(&GgufFile::open(path)?));
         }
-        let template = std::fs::read_to_string(path).map_err(|source| FactsError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        let template =
+            std::fs::read_to_string(path).map_err(|source| FactsError::Io { path: path.to_owned(), source })?;
         Ok(Self {
             template: Some(template),
             bos_token: Some("<s>".into()),
@@ -145,17 +140,11 @@ impl ChatInput {
         let text = |name: &str| match std::fs::read_to_string(folder.join(name)) {
             Ok(text) => Ok(Some(text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(FactsError::Io {
-                path: folder.join(name),
-                source,
-            }),
+            Err(source) => Err(FactsError::Io { path: folder.join(name), source }),
         };
         let json = |name: &str| -> Result<Json, FactsError> {
             text(name)?.map_or(Ok(Json::Null), |t| {
-                serde_json::from_str(&t).map_err(|source| FactsError::Json {
-                    path: folder.join(name),
-                    source,
-                })
+                serde_json::from_str(&t).map_err(|source| FactsError::Json { path: folder.join(name), source })
             })
         };
         let config = json("tokenizer_config.json")?;

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum GrammarError {
     /// A command that does not exist.
-    #[error("Modelfile line {line}: {word:?} is no command; use FROM, TEMPLATE, SYSTEM, PARAMETER, MESSAGE, ADAPTER, LICENSE, RENDERER, PARSER, REQUIRES or DRAFT")]
+    #[error(
+        "Modelfile line {line}: {word:?} is no command; use FROM, TEMPLATE, SYSTEM, PARAMETER, MESSAGE, ADAPTER, LICENSE, RENDERER, PARSER, REQUIRES or DRAFT"
+    )]
     Command {
         /// Line, from 1.
         line: usize,
@@ -101,24 +103,14 @@ pub fn parse(text: &str) -> Result<Vec<Parsed>, GrammarError> {
     let is_space = |c: char| c == ' ' || c == '\t';
     let is_newline = |c: char| c == '\r' || c == '\n';
     let mut finish = |name: &str, role: &mut String, value: &str| {
-        let args = if role.is_empty() {
-            value.to_owned()
-        } else {
-            format!("{}: {value}", std::mem::take(role))
-        };
-        out.push(Parsed {
-            name: name.to_owned(),
-            args,
-        });
+        let args = if role.is_empty() { value.to_owned() } else { format!("{}: {value}", std::mem::take(role)) };
+        out.push(Parsed { name: name.to_owned(), args });
     };
     for c in text.chars() {
         if is_newline(c) {
             line += 1;
         }
-        let unexpected = |buffer: &str| GrammarError::End {
-            line,
-            text: buffer.to_owned(),
-        };
+        let unexpected = |buffer: &str| GrammarError::End { line, text: buffer.to_owned() };
         // The state that the character leads to, and what of it is kept.
         let (mut next, kept) = match state {
             State::Nil if c == '#' => (State::Comment, None),
@@ -127,10 +119,7 @@ pub fn parse(text: &str) -> Result<Vec<Parsed>, GrammarError> {
             State::Name if c.is_ascii_alphabetic() => (State::Name, Some(c)),
             State::Name if is_space(c) => (State::Value, None),
             State::Name => {
-                return Err(GrammarError::Command {
-                    line,
-                    word: format!("{buffer}{c}"),
-                });
+                return Err(GrammarError::Command { line, word: format!("{buffer}{c}") });
             }
             State::Value if is_newline(c) || is_space(c) => (State::Nil, Some(c)),
             State::Value => (State::Value, Some(c)),
@@ -146,10 +135,7 @@ pub fn parse(text: &str) -> Result<Vec<Parsed>, GrammarError> {
                 State::Name => {
                     let word = buffer.to_ascii_lowercase();
                     if !COMMANDS.contains(&word.as_str()) {
-                        return Err(GrammarError::Command {
-                            line,
-                            word: buffer,
-                        });
+                        return Err(GrammarError::Command { line, word: buffer });
                     }
                     match word.as_str() {
                         "from" => name = "model".into(),
@@ -164,10 +150,7 @@ pub fn parse(text: &str) -> Result<Vec<Parsed>, GrammarError> {
                 State::Parameter => name.clone_from(&buffer),
                 State::Message => {
                     if !["system", "user", "assistant"].contains(&buffer.as_str()) {
-                        return Err(GrammarError::Role {
-                            line,
-                            role: buffer,
-                        });
+                        return Err(GrammarError::Role { line, role: buffer });
                     }
                     role.clone_from(&buffer);
                 }
@@ -188,10 +171,7 @@ pub fn parse(text: &str) -> Result<Vec<Parsed>, GrammarError> {
             buffer.push(c);
         }
     }
-    let unexpected = || GrammarError::End {
-        line,
-        text: buffer.clone(),
-    };
+    let unexpected = || GrammarError::End { line, text: buffer.clone() };
     match state {
         State::Comment | State::Nil => {}
         State::Value => {
@@ -200,11 +180,7 @@ pub fn parse(text: &str) -> Result<Vec<Parsed>, GrammarError> {
         }
         _ => return Err(unexpected()),
     }
-    if out.iter().any(|c| c.name == "model") {
-        Ok(out)
-    } else {
-        Err(GrammarError::NoFrom)
-    }
+    if out.iter().any(|c| c.name == "model") { Ok(out) } else { Err(GrammarError::NoFrom) }
 }
 
 /// The text inside of quotes; `None` while they are not closed.
@@ -245,16 +221,8 @@ pub struct Creation {
     pub requires: Option<String>,
 }
 
-const FLOATS: [&str; 8] = [
-    "top_p",
-    "min_p",
-    "typical_p",
-    "temperature",
-    "repeat_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "tfs_z",
-];
+const FLOATS: [&str; 8] =
+    ["top_p", "min_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty", "tfs_z"];
 const INTEGERS: [&str; 11] = [
     "num_keep",
     "seed",
@@ -299,7 +267,10 @@ impl Creation {
             match name.as_str() {
                 "model" => {
                     let file = path();
-                    if file.exists() || args.starts_with(['.', '/', '~']) || args.to_ascii_lowercase().ends_with(".gguf") {
+                    if file.exists()
+                        || args.starts_with(['.', '/', '~'])
+                        || args.to_ascii_lowercase().ends_with(".gguf")
+                    {
                         out.files.push(file);
                     } else {
                         out.from = Some(args.clone());
@@ -324,11 +295,8 @@ impl Creation {
     }
 
     fn parameter(&mut self, name: &str, value: &str) -> Result<(), GrammarError> {
-        let wrong = |expected| GrammarError::ParameterValue {
-            name: name.to_owned(),
-            value: value.to_owned(),
-            expected,
-        };
+        let wrong =
+            |expected| GrammarError::ParameterValue { name: name.to_owned(), value: value.to_owned(), expected };
         let typed = if name == "stop" {
             let list = self.parameters.entry("stop").or_insert_with(|| json!([]));
             if let Some(list) = list.as_array_mut() {
@@ -347,9 +315,7 @@ impl Creation {
         } else if DEPRECATED.contains(&name) {
             return Ok(());
         } else {
-            return Err(GrammarError::Parameter {
-                name: name.to_owned(),
-            });
+            return Err(GrammarError::Parameter { name: name.to_owned() });
         };
         self.parameters.entry(name).or_insert(typed);
         Ok(())
@@ -366,11 +332,7 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Vec<(String, String)> {
-        parse(text)
-            .unwrap()
-            .into_iter()
-            .map(|c| (c.name, c.args))
-            .collect()
+        parse(text).unwrap().into_iter().map(|c| (c.name, c.args)).collect()
     }
 
     fn own(list: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -407,7 +369,9 @@ mod tests {
 
     #[test]
     fn parameters_have_types() {
-        let commands = parse("FROM x\nPARAMETER temperature 0.6\nPARAMETER top_k 40\nPARAMETER stop a\nPARAMETER stop \"b c\"\n").unwrap();
+        let commands =
+            parse("FROM x\nPARAMETER temperature 0.6\nPARAMETER top_k 40\nPARAMETER stop a\nPARAMETER stop \"b c\"\n")
+                .unwrap();
         let creation = Creation::new(&commands, Path::new("/nowhere")).unwrap();
         assert_eq!(creation.from.as_deref(), Some("x"));
         assert_eq!(

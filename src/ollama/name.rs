@@ -14,7 +14,9 @@ pub struct ModelName {
 
 /// A name that Ollama would not accept.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("--ollama {name:?}: {part} {value:?} is not allowed; use NAME or NAME:TAG of letters, digits, '-', '_' and '.'")]
+#[error(
+    "--ollama {name:?}: {part} {value:?} is not allowed; use NAME or NAME:TAG of letters, digits, '-', '_' and '.'"
+)]
 pub struct NameError {
     name: String,
     part: &'static str,
@@ -45,19 +47,10 @@ impl ModelName {
             let first = value.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
             let all = value.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(c));
             if !first || !all || value.len() > longest {
-                return Err(NameError {
-                    name: name.to_owned(),
-                    part,
-                    value: value.to_owned(),
-                });
+                return Err(NameError { name: name.to_owned(), part, value: value.to_owned() });
             }
         }
-        Ok(Self {
-            host: host.into(),
-            namespace: namespace.into(),
-            model: model.into(),
-            tag: tag.into(),
-        })
+        Ok(Self { host: host.into(), namespace: namespace.into(), model: model.into(), tag: tag.into() })
     }
 
     /// Where its manifest lies, below `manifests`.

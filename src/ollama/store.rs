@@ -71,10 +71,7 @@ pub enum StoreError {
 }
 
 fn io_error(path: &Path) -> impl Fn(io::Error) -> StoreError + '_ {
-    |source| StoreError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    |source| StoreError::Io { path: path.to_owned(), source }
 }
 
 /// One entry of a manifest.
@@ -172,19 +169,13 @@ impl Store {
         let path = self.manifest_path(name);
         let file = match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(StoreError::Missing {
-                    name: name.to_string(),
-                    path,
-                });
+                return Err(StoreError::Missing { name: name.to_string(), path });
             }
             other => other.map_err(io_error(&path))?,
         };
         let mut text = String::new();
         file.take(LONGEST).read_to_string(&mut text).map_err(io_error(&path))?;
-        serde_json::from_str(&text).map_err(|e| StoreError::Manifest {
-            path,
-            detail: e.to_string(),
-        })
+        serde_json::from_str(&text).map_err(|e| StoreError::Manifest { path, detail: e.to_string() })
     }
 
     /// Stores a model under a name. `progress` is told how many bytes were read.
@@ -200,10 +191,7 @@ impl Store {
     ) -> Result<Stored, StoreError> {
         let manifest = self.manifest_path(name);
         if manifest.exists() && !force {
-            return Err(StoreError::Exists {
-                name: name.to_string(),
-                path: manifest,
-            });
+            return Err(StoreError::Exists { name: name.to_string(), path: manifest });
         }
         let mut made = Vec::new();
         let result = self.write_all(name, creation, &manifest, &mut made, progress);
@@ -242,18 +230,11 @@ impl Store {
             let (digest, size) = digest_file(path, progress)?;
             let placed = self.place(path, &digest, size, made)?;
             files.push((path.clone(), placed));
-            layers.push(Layer {
-                media_type: format!("{LAYER_TYPE}{kind}"),
-                digest,
-                size,
-            });
+            layers.push(Layer { media_type: format!("{LAYER_TYPE}{kind}"), digest, size });
         }
         let config = config.ok_or(StoreError::NoFile)?;
         let mut add = |kind: &str, text: &str| -> Result<Layer, StoreError> {
-            Ok(Layer {
-                media_type: format!("{LAYER_TYPE}{kind}"),
-                ..self.blob_of(text.as_bytes(), made)?
-            })
+            Ok(Layer { media_type: format!("{LAYER_TYPE}{kind}"), ..self.blob_of(text.as_bytes(), made)? })
         };
         for (kind, text) in [("template", &creation.template), ("system", &creation.system)] {
             if let Some(text) = text.as_ref().filter(|t| !t.is_empty()) {
@@ -278,29 +259,15 @@ impl Store {
                 .collect();
             layers.push(add("messages", &format!("[{}]\n", list.join(",")))?);
         }
-        let config = Layer {
-            media_type: CONFIG_TYPE.into(),
-            ..self.blob_of(format!("{config}\n").as_bytes(), made)?
-        };
-        let text = serde_json::to_string(&Manifest {
-            schema_version: 2,
-            media_type: MANIFEST_TYPE.into(),
-            config,
-            layers,
-        })
-        .map_err(|e| StoreError::Manifest {
-            path: manifest.to_owned(),
-            detail: e.to_string(),
-        })?;
+        let config = Layer { media_type: CONFIG_TYPE.into(), ..self.blob_of(format!("{config}\n").as_bytes(), made)? };
+        let text =
+            serde_json::to_string(&Manifest { schema_version: 2, media_type: MANIFEST_TYPE.into(), config, layers })
+                .map_err(|e| StoreError::Manifest { path: manifest.to_owned(), detail: e.to_string() })?;
         let folder = manifest.parent().unwrap_or(&self.root);
         fs::create_dir_all(folder).map_err(io_error(folder))?;
         // Beside the manifests Ollama takes every file for one, so the temporary one lies with the blobs.
         write_whole(&blobs, manifest, format!("{text}\n").as_bytes())?;
-        Ok(Stored {
-            name: name.clone(),
-            manifest: manifest.to_owned(),
-            files,
-        })
+        Ok(Stored { name: name.clone(), manifest: manifest.to_owned(), files })
     }
 
     /// Puts a small text into the store.
@@ -312,11 +279,7 @@ impl Store {
             write_whole(&self.root.join("blobs"), &path, bytes)?;
             made.push(path);
         }
-        Ok(Layer {
-            media_type: String::new(),
-            digest,
-            size: bytes.len() as u64,
-        })
+        Ok(Layer { media_type: String::new(), digest, size: bytes.len() as u64 })
     }
 
     /// Puts a file into the store: by a second name, by sharing its blocks, or by copying it.
@@ -446,11 +409,9 @@ fn description(gguf: &GgufFile, creation: &Creation) -> Json {
         "file_type": file_type(gguf),
     });
     if let Some(map) = out.as_object_mut() {
-        for (key, value) in [
-            ("renderer", &creation.renderer),
-            ("parser", &creation.parser),
-            ("requires", &creation.requires),
-        ] {
+        for (key, value) in
+            [("renderer", &creation.renderer), ("parser", &creation.parser), ("requires", &creation.requires)]
+        {
             if let Some(value) = value {
                 map.insert(key.into(), json!(value));
             }
@@ -467,10 +428,7 @@ fn architecture(gguf: &GgufFile) -> String {
 }
 
 fn parameter_count(gguf: &GgufFile) -> u64 {
-    gguf.tensors()
-        .iter()
-        .map(|t| t.shape.elements())
-        .fold(0, u64::saturating_add)
+    gguf.tensors().iter().map(|t| t.shape.elements()).fold(0, u64::saturating_add)
 }
 
 /// The quantization's name, from `general.file_type`.
@@ -484,11 +442,7 @@ pub fn file_type(gguf: &GgufFile) -> String {
 fn human_number(n: u64) -> String {
     let scaled = |unit: f64, decimals: usize, letter: char| {
         let number = n as f64 / unit;
-        if number == number.floor() {
-            format!("{number:.0}{letter}")
-        } else {
-            format!("{number:.decimals$}{letter}")
-        }
+        if number == number.floor() { format!("{number:.0}{letter}") } else { format!("{number:.decimals$}{letter}") }
     };
     match n {
         1_000_000_000.. => scaled(1e9, 1, 'B'),
@@ -504,7 +458,14 @@ mod tests {
 
     #[test]
     fn numbers_are_written_for_people() {
-        for (n, text) in [(999, "999"), (361_000, "361K"), (7_000_000, "7M"), (134_515_008, "134.52M"), (8_030_261_248, "8.0B"), (2_000_000_000, "2B")] {
+        for (n, text) in [
+            (999, "999"),
+            (361_000, "361K"),
+            (7_000_000, "7M"),
+            (134_515_008, "134.52M"),
+            (8_030_261_248, "8.0B"),
+            (2_000_000_000, "2B"),
+        ] {
             assert_eq!(human_number(n), text);
         }
     }

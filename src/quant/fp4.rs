@@ -8,6 +8,7 @@
 //! The scale follows from the largest magnitude; a code is the nearest value, the first of two in the table's order
 //! (`quantize_row_mxfp4_ref`, `quantize_row_nvfp4_ref`). Table values are twice those of E2M1, so a scale is halved.
 //! Importance plays no part.
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
 use super::Rows;
 use super::codebook::{fp4_values, mxfp4_exponent};

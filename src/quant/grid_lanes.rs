@@ -15,6 +15,8 @@
 //! `s`, such a lead at both ends of a run of scales is one in between, but for the ratio of the scales, which is less
 //! than 1.6. [`MARGIN`] covers both. Without such a lead, or where numbers leave the range in which errors are relative,
 //! the candidates' errors are computed exactly as ggml does ([`nearest_exactly`]).
+#![allow(clippy::needless_range_loop)] // one index into several arrays
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
 use super::Rows;
 use super::codebook::{Codebook, Near, Offer};
@@ -40,10 +42,7 @@ impl<T: GridType<D>, const D: usize> Kernel for OverLanes<T, D> {
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         let mut search = GridSearch::new(l, T::grid(), T::RULE);
         for (i, (x, block)) in rows.values.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
-            let weights = match rows.imatrix {
-                Some(w) => Some(&w[256 * i % rows.row_len..][..256]),
-                None => None,
-            };
+            let weights = rows.imatrix.map(|w| &w[256 * i % rows.row_len..][..256]);
             T::encode(&mut search, x, weights, block);
         }
     }
@@ -130,7 +129,7 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
         let mut chosen = [[0u16; 2 * TRIES]; 8];
         let mut wanted = [true; 8];
         let mut tries = self.tries;
-        let mut found = None;
+        let mut found: Option<(f32, Points)> = None;
         // All tries, then some groups again with the scale that was found.
         loop {
             for (k, chosen) in chosen[..groups].iter_mut().enumerate() {
@@ -245,22 +244,22 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
     #[inline(always)]
     fn choose_run(&mut self, group: &Group<'_, L, D>, near: Near<'_>, scales: &[f32], chosen: &mut [u16]) {
         let ends = [0, scales.len() - 1];
-        if let [levels] = near.levels {
-            if let Some(place) = self.leader_of_eight(group, levels, near.points.len(), scales[0], scales[ends[1]]) {
-                chosen[..TRIES].fill(OFF_GRID | near.points[place]);
-                return;
-            }
+        if let [levels] = near.levels
+            && let Some(place) = self.leader_of_eight(group, levels, near.points.len(), scales[0], scales[ends[1]])
+        {
+            chosen[..TRIES].fill(OFF_GRID | near.points[place]);
+            return;
         }
         self.put_terms(group, near);
         let mut leaders = [None; 2];
         for (leader, &end) in leaders.iter_mut().zip(&ends) {
             *leader = self.leader(group, near, scales[end]);
         }
-        if let [Some(first), Some(last)] = leaders {
-            if first == last {
-                chosen[..TRIES].fill(OFF_GRID | near.points[first]);
-                return;
-            }
+        if let [Some(first), Some(last)] = leaders
+            && first == last
+        {
+            chosen[..TRIES].fill(OFF_GRID | near.points[first]);
+            return;
         }
         for (i, (chosen, &scale)) in chosen.iter_mut().zip(scales).enumerate() {
             let leader = match i {

@@ -11,6 +11,8 @@
 //! The five types differ in a few numbers and in which groups are chosen again: a [`Rule`] each. Bytes depend on the
 //! order of every sum, on the first of equal neighbours winning, and on the error's weight being the square root of
 //! the importance.
+#![allow(clippy::needless_range_loop)] // one index into several arrays
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
 use super::codebook::{Codebook, Offer};
 use super::search::{c_max, nearest_int};
@@ -151,7 +153,7 @@ fn level(magnitude: f32, inverse: f32, levels: usize) -> u8 {
 
 impl<const D: usize> Codebook<D> {
     /// The point for a group of magnitudes, and whether their rounded levels were one.
-    pub(super) fn choose(&self, magnitude: &[f32], root: &[f32], inverse: f32, scale: f32) -> (u16, bool) {
+    fn choose(&self, magnitude: &[f32], root: &[f32], inverse: f32, scale: f32) -> (u16, bool) {
         match self.offer(self.cell(&std::array::from_fn(|i| level(magnitude[i], inverse, self.radix)))) {
             Offer::Point(n) => (n, true),
             Offer::Near(candidates) => (self.nearest(candidates.points, magnitude, root, scale), false),
@@ -172,11 +174,6 @@ impl<const D: usize> Codebook<D> {
             }
         }
         best
-    }
-
-    /// The largest magnitude of a group, whatever its sign.
-    pub(super) fn largest(&self, magnitude: &[f32]) -> f32 {
-        magnitude.iter().fold(0.0, |m, v| c_max(m, v.abs()))
     }
 
     /// `sumqx` and `sumq2` of a sub-block under these points.
@@ -216,7 +213,7 @@ impl<const D: usize> Codebook<D> {
     }
 
     /// The last step of the search: chooses points again with the scale that was found.
-    fn refine<const N: usize>(
+    pub(super) fn refine<const N: usize>(
         &self,
         rule: &Rule,
         block: &SubBlock<N>,

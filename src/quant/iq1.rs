@@ -16,6 +16,8 @@
 //! ```
 //!
 //! Bytes depend on the sort being stable, on the order of every sum, and on the first of equal splits winning.
+#![allow(clippy::needless_range_loop)] // one index into several arrays
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
 use super::codebook::{self, Codebook, Near, Offer};
 use super::grid_search::importance;
@@ -220,7 +222,6 @@ fn nearest(candidates: &[u16], x: &[f32], weight: &[f32], scale: f32, values: &[
 #[inline(always)]
 fn code<const N: usize, S: Search>(
     search: &mut S,
-    grid: &Codebook<8>,
     x: &[f32],
     weight: &[f32; N],
     order: &[u8; N],
@@ -228,6 +229,7 @@ fn code<const N: usize, S: Search>(
     opposite: usize,
     values: fn(usize, usize) -> &'static [f32; 3],
 ) -> Coded {
+    let grid = codebook::iq1();
     let mut levels = [0; N];
     for (place, &i) in order.iter().enumerate() {
         levels[i as usize % N] = u8::from(place >= split.at.0) + u8::from(place >= split.at.1);
@@ -291,7 +293,6 @@ impl Iq1 for IQ1_S {
 
     #[inline(always)]
     fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
-        let grid = codebook::iq1();
         let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
         let (mut scales, mut shifts) = ([0.0; 8], [0; 8]);
         block.fill(0);
@@ -302,7 +303,7 @@ impl Iq1 for IQ1_S {
             }
             let order = search.ascending(x);
             let Some(split) = search.split_s(x, &weight, &order) else { continue };
-            let coded = code(search, grid, x, &weight, &order, split, 1 - split.shift, values_s);
+            let coded = code(search, x, &weight, &order, split, 1 - split.shift, values_s);
             let high = coded.points.iter().rev().fold(0, |high, p| high << 3 | p >> 8);
             for (byte, point) in block[2 + 4 * ib..].iter_mut().zip(coded.points) {
                 *byte = point as u8;
@@ -344,7 +345,7 @@ impl Iq1 for IQ1_M {
             }
             let order = search.ascending(x);
             let Some(split) = search.split_m(x, &importances[ib], &order) else { continue };
-            let coded = code(search, grid, x, &importances[ib], &order, split, 3 - split.shift, values_m);
+            let coded = code(search, x, &importances[ib], &order, split, 3 - split.shift, values_m);
             points[ib].copy_from_slice(&coded.points[..2]);
             (scales[ib], shifts[ib]) = (coded.scale, coded.shift);
         }

@@ -5,6 +5,7 @@
 //! split: eight ends of the middle run in the lanes; those that beat the best so far (few do) are offered in order
 //! neighbours: eight candidates in the lanes
 //! ```
+#![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::Rows;
 use super::codebook::Near;
@@ -28,10 +29,7 @@ impl<T: Iq1> Kernel for OverLanes<T> {
         }
         let mut search = LaneSearch { l, errors: [l.splat(0.0); LONGEST] };
         for (i, (x, block)) in rows.values.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
-            let weights = match rows.imatrix {
-                Some(w) => Some(&w[256 * i % rows.row_len..][..256]),
-                None => None,
-            };
+            let weights = rows.imatrix.map(|w| &w[256 * i % rows.row_len..][..256]);
             T::encode(&mut search, x, weights, block);
         }
     }

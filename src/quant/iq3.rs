@@ -6,6 +6,7 @@
 //! ```
 //!
 //! The search is that of [`grid_search`](super::grid_search) (`quantize_row_iq3_xxs_impl`, `quantize_row_iq3_s_impl`).
+#![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::codebook::{self, Codebook};
 use super::grid_search::{Again, GridType, Rule, Search, SubBlock, importance, scale_levels};

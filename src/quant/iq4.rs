@@ -16,6 +16,7 @@
 //!
 //! Bytes depend on the order of both sums, on the first of equal tries winning, and on IQ4_XS dividing by the
 //! unrounded `d`.
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
 use super::Rows;
 use super::codebook::iq4_values;
@@ -348,7 +349,7 @@ impl Kernel for IQ4_XS {
 /// The sub-blocks of a block of 256.
 #[inline(always)]
 fn sub_blocks(block: &[f32; 256]) -> &[[f32; 32]; LANES] {
-    block.as_chunks().0.as_array().expect("eight times 32 is 256")
+    block.as_chunks().0.first_chunk().expect("eight times 32 is 256")
 }
 
 fn unpack(codes: &[u8], scale: f32, values: &[f32; 16], out: &mut [f32]) {

@@ -66,7 +66,7 @@ pub(super) fn dequantize_tq1_0(blocks: &[u8], out: &mut [f32]) {
             for m in 0..bytes {
                 let mut fraction = block[first + m];
                 for n in 0..trits {
-                    out[weight + m + n * bytes] = (i32::from(u16::from(fraction) * 3 >> 8) - 1) as f32 * d;
+                    out[weight + m + n * bytes] = (i32::from((u16::from(fraction) * 3) >> 8) - 1) as f32 * d;
                     fraction = fraction.wrapping_mul(3);
                 }
             }

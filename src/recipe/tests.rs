@@ -81,7 +81,7 @@ fn word(input: Recipe, which: u8, a: u64, b: u64) -> Recipe {
         8 => input.clone().select(RowMap::Stride { start: a % 2, step: 2 }, rows / 2),
         _ => {
             let n = input.shape().elements();
-            let width = (1..=a % 7 + 1).rev().find(|w| n % w == 0).unwrap_or(1);
+            let width = (1..=a % 7 + 1).rev().find(|w| n.is_multiple_of(*w)).unwrap_or(1);
             input.clone().reshape(Shape::matrix(n / width, width))
         }
     };

@@ -137,14 +137,14 @@ impl Recipe {
         let last = match &map {
             RowMap::Stride { start, step } => count.checked_sub(1).map(|n| start + n * step),
             RowMap::Rope { head } => {
-                if *head == 0 || head % 2 != 0 || count % head != 0 {
+                if *head == 0 || !head.is_multiple_of(2) || !count.is_multiple_of(*head) {
                     return Err(self.unfit("rope permutation", format!("whole heads of {head} (even) rows")));
                 }
                 count.checked_sub(1)
             }
             RowMap::Within { of, start, step, take } => {
                 let last = take.checked_sub(1).map(|n| start + n * step);
-                if last.is_none_or(|last| last >= *of) || count % take != 0 {
+                if last.is_none_or(|last| last >= *of) || !count.is_multiple_of(*take) {
                     return Err(self.unfit("row choice", format!("{take} rows of every {of}, {count} in all")));
                 }
                 last.and_then(|last| Some((count / take).checked_sub(1)? * of + last))
@@ -167,7 +167,7 @@ impl Recipe {
     /// Llama's rotary row permutation over `heads` heads, for a weight `[heads * head, n]` or its bias.
     pub fn rope_permuted(self, heads: u64) -> Result<Recipe, ShapeError> {
         let rows = if self.shape.ndim() == 1 { self.shape.elements() } else { self.shape.rows() };
-        if heads == 0 || rows % heads != 0 {
+        if heads == 0 || !rows.is_multiple_of(heads) {
             return Err(self.unfit("rope permutation", format!("rows in {heads} equal heads")));
         }
         self.select(RowMap::Rope { head: rows / heads }, rows)

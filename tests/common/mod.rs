@@ -1,5 +1,5 @@
 //! Running the program, and small things that several test files need.
-#![allow(dead_code)] // each test file uses a part of it
+#![allow(dead_code, unreachable_pub)] // each test file uses a part of it
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! Model shapes from `fixtures/mixtures`: headers without weights.
+#![allow(dead_code, unreachable_pub)] // each test file uses a part of it
 
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};

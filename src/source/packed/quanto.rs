@@ -81,7 +81,7 @@ fn logical_dims(shelf: &Shelf, name: &str, elements: u64) -> Option<[u64; 2]> {
         Some(bias) => bias.shape().elements(),
         None => rows_by_role(shelf, module)?,
     };
-    (rows > 0 && elements % rows == 0).then(|| [rows, elements / rows])
+    (rows > 0 && elements.is_multiple_of(rows)).then(|| [rows, elements / rows])
 }
 
 /// Rows of the usual projections, from the model's configuration.
