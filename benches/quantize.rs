@@ -2,6 +2,7 @@
 //! turns on the same rows. Every timed output is compared, so a bench that runs has also checked its bytes.
 //!
 //! `NODE_LLAMA=… cargo bench --bench quantize [-- TYPE…]`; without `NODE_LLAMA` the ratio is to the reference.
+//! `-- --markdown` prints the table of `docs/quant-types.md` instead.
 #![allow(missing_docs)]
 
 #[path = "../tests/common/rows.rs"]
@@ -10,7 +11,7 @@ mod data;
 mod oracle;
 
 use std::time::{Duration, Instant};
-use to_gguf::quant::{Engine, GgmlType, ImatrixRule, quantize_rows_with};
+use to_gguf::quant::{Engine, GgmlType, ImatrixRule, dequantize_rows, quantize_rows_with};
 
 const ROW: usize = 4096;
 
@@ -20,23 +21,62 @@ fn main() {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("unknown CPU", |c| c.1);
     let peer = if ggml.is_some() { "llama.cpp" } else { "reference" };
-    println!("{cpu}, one thread, rows of {ROW} normal elements; million elements per second, ratio to {peer}");
-    println!("{:<18}{:>10}{:>10}{:>8}   {:>10}{:>8}", "type", peer, "portable", "ratio", "best", "ratio");
+    let markdown = std::env::args().any(|a| a == "--markdown");
+    if markdown {
+        println!("Measured on one thread of {cpu}; the ratio is to {peer} in the same run.\n");
+        println!(
+            "| type | bits per weight | error | with imatrix | speed (M/s) | ratio | with imatrix (M/s) | ratio |"
+        );
+        println!("|---|---:|---:|---|---:|---:|---:|---:|");
+    } else {
+        println!("{cpu}, one thread, rows of {ROW} normal elements; million elements per second, ratio to {peer}");
+        println!("{:<18}{:>10}{:>10}{:>8}   {:>10}{:>8}", "type", peer, "portable", "ratio", "best", "ratio");
+    }
     for ty in GgmlType::all().filter(|t| t.is_quantized()) {
         let Some(rule) = ty.imatrix_rule() else { continue };
         if !wanted.is_empty() && !wanted.iter().any(|w| w.eq_ignore_ascii_case(ty.name())) {
             continue;
         }
-        for with_imatrix in [false, true] {
-            let skipped = if with_imatrix { ImatrixRule::Ignored } else { ImatrixRule::Required };
-            if rule != skipped {
-                bench(ggml.as_ref(), ty, with_imatrix);
+        let measured = [(false, ImatrixRule::Required), (true, ImatrixRule::Ignored)]
+            .map(|(with_imatrix, except)| (rule != except).then(|| bench(ggml.as_ref(), ty, with_imatrix)));
+        if markdown {
+            let cells =
+                measured.map(|m| m.map_or("– | –".into(), |[c, _, best]| format!("{best:.0} | {:.1}", best / c)));
+            let rule = match rule {
+                ImatrixRule::Ignored => "no effect",
+                ImatrixRule::Optional => "better",
+                ImatrixRule::Required => "required",
+            };
+            let (bits, error) = (ty.bits_per_weight(), relative_error(ty) * 100.0);
+            println!("| {ty} | {bits:.4} | {error:.2} % | {rule} | {} | {} |", cells[0], cells[1]);
+            continue;
+        }
+        for (m, suffix) in measured.into_iter().zip(["", " + imatrix"]) {
+            if let Some([c, portable, best]) = m {
+                let name = format!("{ty}{suffix}");
+                let (p, b) = (portable / c, best / c);
+                println!("{name:<18}{c:>10.1}{portable:>10.1}{p:>8.2}   {best:>10.1}{b:>8.2}");
             }
         }
     }
 }
 
-fn bench(ggml: Option<&oracle::Ggml>, ty: GgmlType, with_imatrix: bool) {
+/// The root of the mean squared error of normal elements, relative to theirs; all weights the same.
+fn relative_error(ty: GgmlType) -> f64 {
+    let values = data::rows(data::Kind::Normal, 3, ROW * 8);
+    let weights = vec![1.0; ROW];
+    let imatrix = (ty.imatrix_rule() == Some(ImatrixRule::Required)).then_some(&weights[..]);
+    let mut blocks = vec![0; 8 * ty.row_bytes(ROW as u64).expect("whole blocks") as usize];
+    let mut back = vec![0.0; values.len()];
+    quantize_rows_with(Engine::default(), ty, &values, ROW, imatrix, &mut blocks).expect("normal rows quantize");
+    dequantize_rows(ty, &blocks, ROW, &mut back).expect("sizes fit");
+    let square = |d: f32| f64::from(d) * f64::from(d);
+    let error: f64 = values.iter().zip(&back).map(|(x, y)| square(x - y)).sum();
+    (error / values.iter().map(|x| square(*x)).sum::<f64>()).sqrt()
+}
+
+/// Million elements per second of the peer, the portable lanes and the best engine.
+fn bench(ggml: Option<&oracle::Ggml>, ty: GgmlType, with_imatrix: bool) -> [f64; 3] {
     let g = ty.geometry();
     let values = data::rows(data::Kind::Normal, 1, ROW * 24);
     let weights = data::imatrix(7, ROW);
@@ -65,20 +105,17 @@ fn bench(ggml: Option<&oracle::Ggml>, ty: GgmlType, with_imatrix: bool) {
         }
         rounds += 1;
     }
-    let rate = times.map(|t| values.len() as f64 / t.as_secs_f64() / 1e6);
-    let name = format!("{ty}{}", if with_imatrix { " + imatrix" } else { "" });
-    println!(
-        "{name:<18}{:>10.1}{:>10.1}{:>8.2}   {:>10.1}{:>8.2}",
-        rate[0],
-        rate[1],
-        rate[1] / rate[0],
-        rate[2],
-        rate[2] / rate[0]
-    );
+    times.map(|t| values.len() as f64 / t.as_secs_f64() / 1e6)
 }
 
+/// The time that this thread computed: what other processes take does not count.
 fn timed(f: impl FnOnce()) -> Duration {
-    let start = Instant::now();
+    let start = cpu_time();
     f();
-    start.elapsed()
+    cpu_time() - start
+}
+
+fn cpu_time() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
 }
