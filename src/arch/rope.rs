@@ -22,7 +22,7 @@ pub(super) fn standardise(keys: &mut Map<String, Value>, entry: &Map<String, Val
     };
     let theta = if own_theta { keys.remove("rope_theta") } else { keys.get("rope_theta").cloned() };
     let partial = keys.get("partial_rotary_factor").filter(|v| !v.is_null()).cloned();
-    if !entry.get("defaults").is_some_and(|d| d.get("partial_rotary_factor").is_some()) && model_type != "phi3" {
+    if entry.get("defaults").is_none_or(|d| d.get("partial_rotary_factor").is_none()) && model_type != "phi3" {
         keys.remove("partial_rotary_factor");
     }
     let by_type = match (default_theta.get("global"), default_theta.get("local")) {
@@ -93,8 +93,8 @@ fn by_layer_type(
     // The older `rope_scaling` is about the layers with full attention.
     let mut full = match raw.get("rope_scaling").and_then(Value::as_object) {
         Some(scaling) => {
-            let mut full = raw.get("rope_parameters").and_then(Value::as_object).and_then(|r| own(r, "full_attention"));
-            let mut full = full.take().unwrap_or_else(default);
+            let new = raw.get("rope_parameters").and_then(Value::as_object);
+            let mut full = new.and_then(|r| own(r, "full_attention")).unwrap_or_else(default);
             full.extend(scaling.clone());
             full
         }

@@ -37,7 +37,7 @@ pub struct Family {
     /// Tensors, in groups; the first row that matches decides.
     pub tensors: &'static [&'static [Tensor]],
     /// Tensors computed from the config; they come first in the file.
-    pub generated: &'static [fn(&Config) -> Result<Vec<Generated>, ArchError>],
+    pub generated: &'static [Generator],
     /// Keys that stand before `general.type`.
     pub early_keys: &'static [Key],
     /// Keys of the architecture, in file order.
@@ -305,6 +305,9 @@ impl Place<'_> {
         ArchError::Shape { name: self.source.into(), source }
     }
 }
+
+/// Computes tensors from the config.
+pub type Generator = fn(&Config) -> Result<Vec<Generated>, ArchError>;
 
 /// A tensor computed from the config alone.
 pub struct Generated {
