@@ -118,7 +118,12 @@ fn largest_singular(base: &Recipe, rank: usize, scratch: &mut Scratch) -> Result
     let (rows, cols) = (base.shape().rows() as usize, base.shape().row_len() as usize);
     let rank = rank.min(rows).min(cols);
     let w = whole(base, scratch)?;
+    // The right vectors lie on the shorter side: when there are as many as it is long, nothing is left outside.
     let most = rows.min(cols);
+    let turned = rows < cols;
+    let (long, short) = if turned { (cols, rows) } else { (rows, cols) };
+    let times = |v: &[f64]| if turned { from_left(&w, cols, v) } else { from_right(&w, cols, v) };
+    let times_back = |u: &[f64]| if turned { from_right(&w, cols, u) } else { from_left(&w, cols, u) };
     let (mut left, mut right): (Vec<Vec<f64>>, Vec<Vec<f64>>) = (Vec::new(), Vec::new());
     let (mut alphas, mut betas): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
     let mut seed = 0x2545_f491_4f6c_dd1d_u64;
@@ -131,27 +136,23 @@ fn largest_singular(base: &Recipe, rank: usize, scratch: &mut Scratch) -> Result
         };
         std::iter::repeat_with(next).take(n).collect()
     };
-    let mut v = random(cols);
+    let mut v = random(short);
     let norm = dot(&v, &v).sqrt();
     v.iter_mut().for_each(|x| *x /= norm);
     let mut check_at = (2 * rank + 8).min(most);
     loop {
         // u = W v - beta u_before
-        let mut u: Vec<f64> =
-            w.chunks_exact(cols).map(|row| row.iter().zip(&v).map(|(w, v)| f64::from(*w) * v).sum()).collect();
+        let mut u = times(&v);
         right.push(v);
         let mut alpha = orthogonalize(&mut u, &left);
         if alpha < f64::MIN_POSITIVE.sqrt() {
-            (u, alpha) = (fresh(random(rows), &left), 0.0);
+            (u, alpha) = (fresh(random(long), &left), 0.0);
         } else {
             u.iter_mut().for_each(|x| *x /= alpha);
         }
         alphas.push(alpha);
         // v = W^T u - alpha v
-        let mut next = vec![0f64; cols];
-        for (row, u) in w.chunks_exact(cols).zip(&u) {
-            next.iter_mut().zip(row).for_each(|(n, w)| *n += u * f64::from(*w));
-        }
+        let mut next = times_back(&u);
         left.push(u);
         let mut beta = orthogonalize(&mut next, &right);
         let steps = alphas.len();
@@ -159,18 +160,43 @@ fn largest_singular(base: &Recipe, rank: usize, scratch: &mut Scratch) -> Result
             let (small_left, values, small_right) = bidiagonal_svd(&alphas, &betas);
             let last = |k: usize| (beta * small_left[(steps - 1) * steps + k]).abs();
             if steps == most || (0..rank).all(|k| last(k) <= TOLERANCE * values[0]) {
-                return Ok(assemble(&left, &right, (&small_left, &values, &small_right), rank));
+                return Ok(if turned {
+                    assemble(&right, &left, (&small_right, &values, &small_left), rank)
+                } else {
+                    assemble(&left, &right, (&small_left, &values, &small_right), rank)
+                });
             }
             check_at = (check_at + check_at / 2).min(most);
         }
         if beta < f64::MIN_POSITIVE.sqrt() {
-            (next, beta) = (fresh(random(cols), &right), 0.0);
+            (next, beta) = (fresh(random(short), &right), 0.0);
         } else {
             next.iter_mut().for_each(|x| *x /= beta);
         }
         betas.push(beta);
         v = next;
     }
+}
+
+/// `W v`.
+fn from_right(w: &[f32], cols: usize, v: &[f64]) -> Vec<f64> {
+    let product = |row: &[f32]| {
+        let mut lanes = [0f64; 8];
+        for (w, v) in row.chunks(8).zip(v.chunks(8)) {
+            lanes.iter_mut().zip(w.iter().zip(v)).for_each(|(l, (w, v))| *l += f64::from(*w) * v);
+        }
+        lanes.iter().sum()
+    };
+    w.chunks_exact(cols).map(product).collect()
+}
+
+/// `W^T u`.
+fn from_left(w: &[f32], cols: usize, u: &[f64]) -> Vec<f64> {
+    let mut out = vec![0f64; cols];
+    for (row, u) in w.chunks_exact(cols).zip(u) {
+        out.iter_mut().zip(row).for_each(|(o, w)| *o += u * f64::from(*w));
+    }
+    out
 }
 
 /// A unit vector orthogonal to all of `basis`: where a bidiagonalisation breaks down, it goes on with one.
@@ -269,7 +295,12 @@ mod tests {
     /// `diag(5, 4, 3, ..)` between two reflections: the singular values are known.
     #[test]
     fn the_largest_singular_values_are_taken_out() {
-        let (rows, cols) = (9usize, 6usize);
+        taken_out(9, 6);
+        taken_out(6, 9);
+        taken_out(7, 7);
+    }
+
+    fn taken_out(rows: usize, cols: usize) {
         let reflect = |i: usize, j: usize, n: usize| (if i == j { 1.0 } else { 0.0 }) - 2.0 / n as f64;
         let w = |rank: usize| -> Vec<f64> {
             let at = |i, j| (0..rank).map(|k| reflect(i, k, rows) * (6 - k) as f64 * reflect(k, j, cols)).sum();

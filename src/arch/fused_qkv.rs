@@ -7,8 +7,7 @@ use super::spec::{Family, From, Key, Keys, Num, Op, Tensor, tensor};
 
 const HEADS: Num = Num::Of(&["n_head", "num_attention_heads"]);
 const FALCON_HEADS: Num = Num::Of(&["num_attention_heads", "n_head"]);
-const FALCON_GROUPS: Num =
-    Num::Is(|config| Ok(config.uint(&["num_kv_heads", "n_head_kv"])?.filter(|&n| n > 0).unwrap_or(1)));
+const FALCON_GROUPS: Num = Num::Is(falcon_groups);
 
 const PER_HEAD: &[Op] = &[Op::Degroup { groups: HEADS, heads: HEADS }];
 const PER_GROUP: &[Op] = &[Op::Degroup { groups: FALCON_GROUPS, heads: FALCON_HEADS }];
@@ -51,6 +50,15 @@ const FALCON_TENSORS: &[Tensor] = &[
     tensor("blk.{L}.ffn_up.*", "h.{L}.mlp.dense_h_to_4h.*"),
     tensor("blk.{L}.ffn_down.*", "h.{L}.mlp.dense_4h_to_h.*"),
 ];
+
+/// Key and value heads of a Falcon. transformers fills num_kv_heads in also for a multi-query model, which has one.
+fn falcon_groups(config: &Config) -> Result<u64, ArchError> {
+    let multi_query = config.get(&["multi_query"]).is_none_or(|v| *v != false);
+    if config.raw("n_head_kv").is_none() && !config.truthy(&["new_decoder_architecture"]) && multi_query {
+        return Ok(1);
+    }
+    Ok(config.uint(&["num_kv_heads", "n_head_kv"])?.filter(|&n| n > 0).unwrap_or(1))
+}
 
 /// GPT-NeoX and Pythia. Its converter writes no `general.file_type`.
 pub(super) const GPTNEOX: Family = Family {

@@ -93,8 +93,8 @@ fn by_layer_type(
     // The older `rope_scaling` is about the layers with full attention.
     let mut full = match raw.get("rope_scaling").and_then(Value::as_object) {
         Some(scaling) => {
-            let mut full = raw.get("rope_parameters").and_then(Value::as_object).and_then(|r| own(r, "full_attention"));
-            let mut full = full.take().unwrap_or_else(default);
+            let new = raw.get("rope_parameters").and_then(Value::as_object);
+            let mut full = new.and_then(|r| own(r, "full_attention")).unwrap_or_else(default);
             full.extend(scaling.clone());
             full
         }

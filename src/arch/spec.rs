@@ -37,7 +37,7 @@ pub struct Family {
     /// Tensors, in groups; the first row that matches decides.
     pub tensors: &'static [&'static [Tensor]],
     /// Tensors computed from the config; they come first in the file.
-    pub generated: &'static [Generate],
+    pub generated: &'static [Generator],
     /// Keys that stand before `general.type`.
     pub early_keys: &'static [Key],
     /// Keys of the architecture, in file order.
@@ -63,9 +63,6 @@ impl Family {
         late_keys: &[],
     };
 }
-
-/// Computes tensors that no source tensor holds.
-pub type Generate = fn(&Config) -> Result<Vec<Generated>, ArchError>;
 
 /// Which vocabulary a family's tokenizer files hold, and what its converter does around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,6 +305,9 @@ impl Place<'_> {
         ArchError::Shape { name: self.source.into(), source }
     }
 }
+
+/// Computes tensors from the config.
+pub type Generator = fn(&Config) -> Result<Vec<Generated>, ArchError>;
 
 /// A tensor computed from the config alone.
 pub struct Generated {

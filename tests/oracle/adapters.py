@@ -2,6 +2,7 @@
 """Adapters of every form, made and merged by PEFT: the reference for tests/adapter_oracle.rs.
 
   python tests/oracle/adapters.py OUT [NAME ...]        make the cases (all, or those whose name contains NAME)
+  python tests/oracle/adapters.py --pack FOLDER [NAME ...]   make smaller cases, each one file: fixtures/adapters/
   TO_GGUF_ADAPTER_CASES=OUT cargo test --release --test adapter_oracle -- --nocapture
 
 Needs torch, transformers and peft (0.19 or later). Each case is a folder: `model/` (a tiny random model in bf16, as
@@ -25,6 +26,9 @@ transformers.utils.logging.disable_progress_bar()
 
 B = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
          vocab_size=160, max_position_embeddings=64)
+PACK = sys.argv[1] == "--pack" if len(sys.argv) > 1 else False
+if PACK:
+    B.update(hidden_size=16, intermediate_size=24, num_hidden_layers=1, vocab_size=40)
 MODELS = {
     "llama": ("llama", dict(B)),
     "llama-tied": ("llama", dict(B, tie_word_embeddings=True)),
@@ -35,7 +39,7 @@ MODELS = {
     "gemma": ("gemma2", dict(B, head_dim=16, tie_word_embeddings=True)),
     "gemma3": ("gemma3_text", dict(B, head_dim=16)),
     "phi3": ("phi3", dict(B, pad_token_id=0)),
-    "gpt2": ("gpt2", dict(n_embd=64, n_layer=2, n_head=4, vocab_size=160, n_positions=64)),
+    "gpt2": ("gpt2", dict(n_embd=B["hidden_size"], n_layer=B["num_hidden_layers"], n_head=4, vocab_size=B["vocab_size"], n_positions=16)),
     "gptneox": ("gpt_neox", dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=160)),
     "mixtral": ("mixtral", dict(B, num_local_experts=4, num_experts_per_tok=2)),
     "mixtral-square": ("mixtral", dict(B, intermediate_size=64, num_local_experts=4, num_experts_per_tok=2)),
@@ -290,6 +294,9 @@ def cases():
     yield "shira-llama", "llama", P.ShiraConfig(r=3, target_modules=ALL, **C), {}
     yield "randlora-llama", "llama", P.RandLoraConfig(r=6, randlora_alpha=20, target_modules=ALL, save_projection=True, **C), {}
     yield "randlora-sparse-llama", "llama", P.RandLoraConfig(r=6, randlora_alpha=20, target_modules=ATTN, save_projection=True, sparse=True, **C), {}
+    yield "tokens-packed-llama", "llama", L(trainable_token_indices=[3, 30, 7]), {}
+    yield "c3a-packed-llama", "llama", P.C3AConfig(block_size=8, target_modules=ALL, **C), {}
+    yield "replicated-packed-llama", "llama", L(layer_replication=[[0, 1], [0, 1]]), dict(reference="unshared")
     yield "bf16-lora-llama", "llama", L(target_modules=ALL + ["lm_head"]), dict(dtype="bf16")
     yield "bf16-embedding-llama", "llama", L(target_modules=["q_proj", "embed_tokens"]), dict(dtype="bf16")
     yield "bf16-dora-qwen3", "qwen3", L(use_dora=True), dict(dtype="bf16")
@@ -297,14 +304,62 @@ def cases():
     yield "bf16-saved-llama", "llama", L(modules_to_save=["embed_tokens"]), dict(dtype="bf16")
 
 
+# What cargo test runs: one case of every form, small enough to lie in the repository.
+PACKED = ["lora-llama", "rslora-patterns-qwen2", "lora-bias-llama", "bias-all-llama", "embedding-llama", "conv1d-gpt2", "dora-llama",
+          "dora-embedding-llama", "dora-conv1d-gpt2", "saved-embedding-tied-qwen2", "tie-lora-llama", "resized-lora-embedding-llama",
+          "replicated-packed-llama", "pissa-llama", "olora-qwen3", "bin-llama", "two-kinds-llama", "experts-mixtral", "experts-square-gptoss",
+          "loha-llama", "lokr-both-llama", "ia3-llama", "oft-llama", "oft-neumann-qwen3", "boft-llama", "adalora-llama", "vera-llama",
+          "hra-gs-qwen3", "miss-llama", "miss-bat-llama", "fourierft-gpt2", "shira-llama", "randlora-sparse-llama", "bf16-embedding-llama",
+          "tokens-packed-llama", "c3a-packed-llama"]
+
+
+def pack(folder, name, target):
+    """One file: `<folder>/<tensor>` for the model, the adapters and what changed in the reference; the configs in its
+    header."""
+    from safetensors.torch import load_file, save_file
+    root = os.path.join(folder, name)
+    texts, tensors = {"case.json": open(os.path.join(root, "case.json")).read()}, {}
+    for part in sorted(os.listdir(root)):
+        path = os.path.join(root, part)
+        if not os.path.isdir(path):
+            continue
+        for f in ("config.json", "adapter_config.json"):
+            if os.path.exists(os.path.join(path, f)) and part != "reference":
+                c = json.load(open(os.path.join(path, f)))
+                c.pop("_name_or_path", None)
+                if "base_model_name_or_path" in c:
+                    c["base_model_name_or_path"] = "model"
+                texts[f"{part}/{f}"] = json.dumps(c)
+        for f in os.listdir(path):
+            if f.endswith(".safetensors"):
+                tensors.update({f"{part}/{k}": v for k, v in load_file(os.path.join(path, f)).items()})
+            elif f.endswith(".bin"):
+                raw = torch.frombuffer(bytearray(open(os.path.join(path, f), "rb").read()), dtype=torch.uint8)
+                tensors[f"{part}/{f}"] = raw
+    for k in [k for k in tensors if k.startswith("reference/")]:
+        same = tensors.get("model/" + k.removeprefix("reference/"))
+        if same is not None and same.shape == tensors[k].shape and torch.equal(same.to(tensors[k].dtype), tensors[k]):
+            del tensors[k]
+        else:
+            tensors[k] = tensors[k].float()
+    os.makedirs(target, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(target, name + ".safetensors"), metadata=texts)
+
+
 def main():
-    out, wanted = sys.argv[1], sys.argv[2:]
+    if PACK:
+        import tempfile
+        target, wanted, out = sys.argv[2], sys.argv[3:], tempfile.mkdtemp()
+    else:
+        out, wanted = sys.argv[1], sys.argv[2:]
     failed = 0
     for i, (name, arch, config, options) in enumerate(cases()):
-        if wanted and not any(w in name for w in wanted):
+        if wanted and not any(w in name for w in wanted) or PACK and name not in PACKED:
             continue
         try:
             make(out, name, arch, config, seed=i, **options)
+            if PACK:
+                pack(out, name, target)
             print(f"{name:30} made", flush=True)
         except Exception as e:
             failed += 1
