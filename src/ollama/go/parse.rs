@@ -380,6 +380,9 @@ impl Parser {
         }
         for command in split_pipes(&tokens) {
             let args = self.command(&command)?;
+            if args.first() == Some(&Arg::Nil) {
+                return Err(self.error("nil is not a command"));
+            }
             if let Some(first) = args.first()
                 && (!pipe.commands.is_empty() || args.len() > 1)
                 && matches!(first, Arg::Bool(_) | Arg::Int(_) | Arg::Float(_) | Arg::Str(_) | Arg::Nil | Arg::Dot)
