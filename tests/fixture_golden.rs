@@ -100,11 +100,15 @@ fn every_file_type_has_every_tensor_of_llama_quantize() {
     assert!(entries.len() >= 60, "35 file types with and without imatrix, but for those that need one");
     // One run for all types without imatrix, one for all with it.
     for with in [false, true] {
-        let names: Vec<&str> = entries
-            .keys()
-            .filter(|k| k.ends_with("+imatrix") == with)
-            .map(|k| k.trim_end_matches("+imatrix"))
-            .collect();
+        let of_kind = entries.iter().filter(|(k, _)| k.ends_with("+imatrix") == with);
+        let (refused, made): (Vec<_>, Vec<_>) = of_kind.partition(|(_, v)| v.as_str() == Some("refused"));
+        for (name, _) in &refused {
+            let run = to_gguf(dir.path(), [base.to_str().unwrap(), "--quant", name, "-o", "refused"]);
+            assert_eq!(run.code, 1, "{name}");
+            assert!(run.error_line().contains("--imatrix"), "{name}: {}", run.stderr);
+        }
+        assert_eq!(refused.len(), if with { 0 } else { 9 });
+        let names: Vec<&str> = made.iter().map(|(k, _)| k.trim_end_matches("+imatrix")).collect();
         let list = names.join(",");
         let mut args = vec![base.to_str().unwrap(), "--quant", &list, "-o", "out", "--force", "-q", "--no-modelfile"];
         if with {
