@@ -46,8 +46,11 @@ fn main() {
         ("w.scales", "F16", vec![c / 128, r]),
     ];
     run("GPTQ 4 bits", json!({"quant_method": "gptq", "bits": 4, "group_size": 128}), &gptq, "");
-    let awq =
-        [("w.qweight", "I32", vec![c, r / 8]), ("w.qzeros", "I32", vec![c / 128, r / 8]), ("w.scales", "F16", vec![c / 128, r])];
+    let awq = [
+        ("w.qweight", "I32", vec![c, r / 8]),
+        ("w.qzeros", "I32", vec![c / 128, r / 8]),
+        ("w.scales", "F16", vec![c / 128, r]),
+    ];
     run("AWQ gemm", json!({"quant_method": "awq", "bits": 4, "group_size": 128}), &awq, "");
     let nvfp4 = [
         ("w.weight", "U8", vec![r, c / 2]),

@@ -91,7 +91,8 @@ fn gptq_and_awq_parts_must_fit() {
     refused("gptq", &short, &[], &["a (gptq)", "g_idx", "[60]", "[64]"]);
     let dir = folder(&json!({"quant_method": "gptq", "checkpoint_format": "marlin"}), &gptq, &[]);
     assert!(ModelFolder::open(dir.path()).unwrap_err().to_string().contains("marlin"));
-    let awq: [Tensor; 3] = [("a.qweight", "I32", &[64, 4]), ("a.qzeros", "I32", &[2, 3]), ("a.scales", "F16", &[2, 32])];
+    let awq: [Tensor; 3] =
+        [("a.qweight", "I32", &[64, 4]), ("a.qzeros", "I32", &[2, 3]), ("a.scales", "F16", &[2, 32])];
     refused("awq", &awq, &[], &["a (awq)", "[2, 3]"]);
 }
 
