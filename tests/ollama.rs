@@ -241,8 +241,11 @@ enum Fault {
     Hangup,
 }
 
+/// What a server was asked: the request line and the body.
+type Asked = Vec<(String, Vec<u8>)>;
+
 /// A server that knows three requests and checks them; returns its address and what it was asked.
-fn server(fault: Fault, has_blob: bool) -> (String, Arc<Mutex<Vec<(String, Vec<u8>)>>>) {
+fn server(fault: Fault, has_blob: bool) -> (String, Arc<Mutex<Asked>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let log = Arc::new(Mutex::new(Vec::new()));
@@ -259,12 +262,7 @@ fn server(fault: Fault, has_blob: bool) -> (String, Arc<Mutex<Vec<(String, Vec<u
     (address, log)
 }
 
-fn answer(
-    mut stream: TcpStream,
-    fault: Fault,
-    has_blob: bool,
-    log: &Mutex<Vec<(String, Vec<u8>)>>,
-) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, fault: Fault, has_blob: bool, log: &Mutex<Asked>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
         let mut request = String::new();
@@ -310,7 +308,7 @@ fn answer(
     }
 }
 
-fn create(fault: Fault, has_blob: bool) -> (Result<(), ApiError>, Vec<(String, Vec<u8>)>, PathBuf, tempfile::TempDir) {
+fn create(fault: Fault, has_blob: bool) -> (Result<(), ApiError>, Asked, PathBuf, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let creation = model(folder.path(), "SYSTEM Hi\n");
     let (address, log) = server(fault, has_blob);

@@ -310,7 +310,14 @@ def torchao():
 
 
 def quanto():
+    import optimum.quanto.library.extensions.cpp as cpp
     from optimum.quanto import qint2, qint4, qint8, qfloat8, quantize, freeze
+
+    # In the place of the C++ that the library compiles at first use: fields of all bytes, lowest bits first.
+    def unpack(packed, bits):
+        return torch.cat([(packed >> (bits * i)) & (2**bits - 1) for i in range(8 // bits)])
+
+    cpp.ext = types.SimpleNamespace(lib=types.SimpleNamespace(unpack=unpack))
 
     for kind in (qint8, qfloat8, qint4, qint2):
         model = torch.nn.Sequential(torch.nn.Linear(256, 32, dtype=torch.bfloat16))

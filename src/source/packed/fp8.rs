@@ -41,9 +41,15 @@ pub(super) fn unpack(shelf: &mut Shelf) -> Result<(), SourceError> {
     for (ending, weight_ending) in SCALES {
         for base in shelf.bases(ending) {
             let name = format!("{base}{weight_ending}");
-            let Some(codes) = shelf.peek(&name) else {
-                let scale = format!("{base}{ending}");
-                return Err(shelf.wrong(&scale, format!("its weight {name} is missing")));
+            // A bare `scale` may belong to a norm or a gate; the longer names only go with packed weights.
+            let certain = ending.contains("scale_inv") || ending.contains("weight");
+            let codes = match shelf.peek(&name) {
+                Some(codes) if certain || codes.width() == 1 => codes,
+                None if certain => {
+                    let scale = format!("{base}{ending}");
+                    return Err(shelf.wrong(&scale, format!("its weight {name} is missing")));
+                }
+                _ => continue,
             };
             let block = match codes.dtype() {
                 Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E4M3FNUZ | Dtype::F8_E5M2FNUZ => block,

@@ -222,6 +222,7 @@ impl Shelf<'_> {
     /// Claims a part of the packed tensor `of`; it must be there.
     fn need(&mut self, name: &str, of: &str) -> Result<Stored, SourceError> {
         let part = name.strip_prefix(of).map_or(name, |p| p.trim_start_matches(['.', '_'])).to_string();
+        let part = if part.is_empty() { "weight" } else { &part };
         self.take(name).ok_or_else(|| self.wrong(of, format!("its {part} is missing")))
     }
 
