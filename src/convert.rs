@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::adapter::MergeSummary;
 use crate::device::Device;
 use crate::plan::{Model, TypePlan};
-use crate::report::{AdapterReport, ModelReport, Report};
+use crate::report::{AdapterReport, ChangeReport, ModelReport, Report};
 use crate::save::{GgufSink, OutputSet};
 use crate::stream::{self, Progress, Settings, Sink, Stream};
 
@@ -26,6 +27,7 @@ pub struct Conversion {
     /// Small files beside the GGUFs, with their contents.
     beside: Vec<(PathBuf, Vec<u8>)>,
     force: bool,
+    merge: MergeSummary,
     report: Report,
 }
 
@@ -76,7 +78,7 @@ impl Conversion {
         report.files = types.iter().flat_map(|o| o.paths.clone()).chain(beside.iter().map(|b| b.0.clone())).collect();
         report.adapters = opened.adapters;
         report.model = ModelReport { parameters: opened.model.parameters(), ..opened.report };
-        Ok(Conversion { model: opened.model, types, beside, force: request.force, report })
+        Ok(Conversion { model: opened.model, types, beside, force: request.force, merge: opened.merge, report })
     }
 
     /// What would be written.
@@ -122,7 +124,18 @@ impl Conversion {
             outputs.file(beside + i).write_at(bytes, 0).map_err(|cause| ConvertError::io(path, "write", cause))?;
         }
         outputs.commit()?;
+        let mut warnings = self.report.warnings.clone();
+        warnings.extend(self.merge.closing_warnings());
+        let changes = self.merge.changes.iter().map(|c| ChangeReport {
+            tensor: c.tensor.clone(),
+            adapter: c.adapter.clone(),
+            kind: c.kind,
+            rank: c.rank,
+            relative_change: c.meter.ratio(),
+        });
         Ok(Report {
+            changes: changes.collect(),
+            warnings,
             device: device.name(),
             threads: settings.threads,
             seconds: started.elapsed().as_secs_f64(),

@@ -15,6 +15,8 @@ pub struct Report {
     pub model: ModelReport,
     /// Adapters, in the order in which they were merged.
     pub adapters: Vec<AdapterReport>,
+    /// What merging changed, by tensor; empty without adapters and in a dry run.
+    pub changes: Vec<ChangeReport>,
     /// Files of rows: GGUFs, or shards of another format.
     pub outputs: Vec<OutputReport>,
     /// Everything that stands in the output folder, in order of writing.
@@ -68,6 +70,21 @@ pub struct AdapterReport {
     pub kind: String,
     /// Source tensors that it changes.
     pub tensors: usize,
+}
+
+/// One adapter's change to one tensor of the source.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChangeReport {
+    /// The source tensor.
+    pub tensor: String,
+    /// The adapter.
+    pub adapter: String,
+    /// The form of the change, such as `LoRA` or `replaced`.
+    pub kind: &'static str,
+    /// Its rank, for forms that have one.
+    pub rank: Option<u64>,
+    /// Norm of the change over norm of the base's tensor; none for a replaced tensor.
+    pub relative_change: Option<f64>,
 }
 
 /// One file of rows.

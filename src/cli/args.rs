@@ -97,6 +97,10 @@ pub(super) struct ConvertArgs {
     #[arg(long, value_name = "NAME")]
     pub pre_tokenizer: Option<String>,
 
+    /// Tell for each tensor which adapter changed it, and by how much
+    #[arg(long)]
+    pub report: bool,
+
     /// Write no Modelfile
     #[arg(long)]
     pub no_modelfile: bool,

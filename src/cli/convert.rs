@@ -66,7 +66,7 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     } else if args.run.quiet {
         report.files.iter().map(|f| format!("{}\n", f.display())).collect()
     } else {
-        print::report(&report, args.run.verbose > 0)
+        print::report(&report, args.run.verbose > 0, args.report)
     };
     // A reader that closed the pipe has seen what it wanted.
     let _ = std::io::stdout().write_all(text.as_bytes());

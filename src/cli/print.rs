@@ -12,7 +12,7 @@ macro_rules! line {
 }
 
 /// The closing table of a conversion.
-pub(super) fn report(report: &Report, verbose: bool) -> String {
+pub(super) fn report(report: &Report, verbose: bool, changes: bool) -> String {
     let mut text = String::new();
     let out = &mut text;
     let model = &report.model;
@@ -33,6 +33,11 @@ pub(super) fn report(report: &Report, verbose: bool) -> String {
             adapter.tensors,
             adapter.weight
         );
+    }
+    for change in report.changes.iter().filter(|_| verbose || changes) {
+        let size = change.relative_change.map_or_else(|| "-".to_owned(), |r| format!("{:.3} %", r * 100.0));
+        let rank = change.rank.map_or_else(String::new, |r| format!(" r{r}"));
+        line!(out, "    {:<56} {:>10}  {}{rank} by {}", change.tensor, size, change.kind, change.adapter);
     }
     for dropped in model.dropped.iter().filter(|_| verbose) {
         line!(out, "  - {}: {}", dropped.tensor, dropped.reason);

@@ -26,6 +26,8 @@ pub(super) struct Opened {
     pub(super) report: ModelReport,
     /// Facts about the adapters.
     pub(super) adapters: Vec<AdapterReport>,
+    /// What merging does, to be measured while rows stream by.
+    pub(super) merge: MergeSummary,
     /// What the user should know.
     pub(super) warnings: Vec<String>,
 }
@@ -70,19 +72,22 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         adapters.push((Adapter::open(path, None)?, weight));
     }
     let mut adapter_reports = Vec::new();
+    let mut merge = MergeSummary::default();
     if !adapters.is_empty() {
         let info = BaseInfo::new(base.name(), base.config());
         let summary = adapter::apply(&adapters, &mut tensors, &info, &MergeOptions { dtype: request.merge_dtype })?;
         warnings.extend(summary.warnings.iter().cloned());
         adapter_reports = adapters.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, &summary)).collect();
+        merge = summary;
     }
 
     // The fine-tune's own tokenizer and card win over the base's.
     let homes: Vec<&Path> = adapters.iter().map(|(a, _)| a.path()).chain([folder]).collect();
     let files = TokenizerFiles::new(homes.iter().copied());
     let origin = own.unwrap_or(folder);
+    let config = merged_config(base.config(), &merge);
     let converted = arch::convert(&ArchInput {
-        config: base.config(),
+        config: &config,
         config_file: &folder.join("config.json"),
         tensors: &tensors,
         folder: origin,
@@ -94,7 +99,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         kind: vocab_kind(converted.vocab),
         ..TokenizerOptions::default()
     };
-    let tokenizer = Tokenizer::load(&files, base.config(), &options)?;
+    let tokenizer = Tokenizer::load(&files, &config, &options)?;
 
     let rows = converted.tensors.iter().find(|t| t.name == "token_embd.weight").map_or(0, |t| t.recipe.shape().rows());
     if let VocabFit::Excess { tokens, rows, without_row } = tokenizer.fit(rows) {
@@ -129,6 +134,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         chat,
         report,
         adapters: adapter_reports,
+        merge,
         warnings,
     })
 }
@@ -169,8 +175,31 @@ fn open_gguf(request: &Request, path: &Path) -> Result<Opened, ConvertError> {
         tokenizer_files: Vec::new(),
         chat: Chat { input },
         adapters: Vec::new(),
+        merge: MergeSummary::default(),
         warnings: Vec::new(),
     })
+}
+
+/// The model's configuration as merging leaves it: a head of its own, another vocabulary, more layers.
+fn merged_config(config: &serde_json::Value, merge: &MergeSummary) -> serde_json::Value {
+    let mut config = config.clone();
+    let mut set = |key: &str, value: serde_json::Value| {
+        let Some(whole) = config.as_object_mut() else { return };
+        // Models of several parts keep the language model's settings in a table of their own.
+        let nested = whole.get("text_config").is_some_and(|t| t.get(key).is_some());
+        let table = if nested { whole["text_config"].as_object_mut() } else { Some(whole) };
+        table.and_then(|t| t.insert(key.to_owned(), value));
+    };
+    if merge.untied_head.is_some() {
+        set("tie_word_embeddings", false.into());
+    }
+    if let Some(rows) = merge.vocab_size {
+        set("vocab_size", rows.into());
+    }
+    if let Some(layers) = merge.layer_count {
+        set("num_hidden_layers", layers.into());
+    }
+    config
 }
 
 /// What the report says of an adapter.
