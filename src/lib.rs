@@ -20,7 +20,6 @@ pub mod cli;
 pub mod convert;
 pub mod device;
 pub mod gguf;
-pub mod hub;
 pub mod ollama;
 pub mod plan;
 pub mod quant;

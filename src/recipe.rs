@@ -221,14 +221,6 @@ impl Recipe {
         self
     }
 
-    /// Whether the recipe is made of values known when planning, and those values.
-    pub fn constant_values(&self) -> Option<&[f32]> {
-        match &*self.node {
-            Node::Constant(v) => Some(v),
-            _ => None,
-        }
-    }
-
     /// The base and low-rank deltas, where this is a merge whose deltas are all low-rank: what a device can
     /// evaluate by itself.
     pub fn as_low_rank_merge(&self) -> Option<(&Recipe, Vec<&dyn LowRank>)> {

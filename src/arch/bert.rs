@@ -1,7 +1,8 @@
 //! BERT as an embedding model: an encoder without its pooling and prediction heads.
 
 use super::keys::COMMON;
-use super::spec::{Family, From, Key, Tensor, Vocab, dropped, tensor};
+use super::spec::{Family, From, Key, Tensor, dropped, tensor};
+use crate::tokenizer::VocabKind;
 
 const HEADS: &[Tensor] = &[
     dropped("embeddings.position_ids", "position numbers, which llama.cpp computes"),
@@ -34,7 +35,7 @@ pub(super) const BERT: Family = Family {
     classes: &["BertModel", "BertForMaskedLM", "CamembertModel"],
     arch: "bert",
     example: "BAAI/bge-small-en-v1.5",
-    vocab: Vocab::Wpm,
+    vocab: VocabKind::WordPiece,
     strip: &["bert."],
     tensors: &[HEADS, TENSORS],
     keys: &[COMMON, Key::Bool("attention.causal", From::Flag(false)), Key::Pooling],

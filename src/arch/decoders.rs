@@ -5,8 +5,9 @@ use super::config::Config;
 use super::error::ArchError;
 use super::keys::{COMMON, block_count};
 use super::llama::{self, ROTARY_ATTENTION};
-use super::spec::{Family, From, HEADS, Key, Keys, Num, Tensor, Vocab, tensor};
+use super::spec::{Family, From, HEADS, Key, Keys, Num, Tensor, tensor};
 use crate::gguf::Value;
+use crate::tokenizer::VocabKind;
 
 /// StarCoder 2.
 pub(super) const STARCODER2: Family = Family {
@@ -43,7 +44,7 @@ pub(super) const SMOLLM3: Family = Family {
     classes: &["SmolLM3ForCausalLM"],
     arch: "smollm3",
     example: "HuggingFaceTB/SmolLM3-3B",
-    vocab: Vocab::Llama,
+    vocab: VocabKind::Llama,
     tensors: &[DECODER, NORMS, ROTARY_ATTENTION, GATED_MLP],
     generated: &[llama::llama3_frequencies],
     keys: &[llama::KEYS],
@@ -55,7 +56,7 @@ pub(super) const ARCEE: Family = Family {
     classes: &["ArceeForCausalLM"],
     arch: "arcee",
     example: "arcee-ai/AFM-4.5B",
-    vocab: Vocab::Llama,
+    vocab: VocabKind::Llama,
     tensors: &[DECODER, NORMS, ROTARY_ATTENTION, PLAIN_MLP],
     generated: &[llama::llama3_frequencies],
     keys: &[llama::KEYS, Key::Pooling],
@@ -110,7 +111,7 @@ pub(super) const NEMOTRON: Family = Family {
     classes: &["NemotronForCausalLM"],
     arch: "nemotron",
     example: "nvidia/Minitron-4B-Base",
-    vocab: Vocab::Spm,
+    vocab: VocabKind::SpmOrBpe,
     tensors: &[NEMOTRON_NORMS, DECODER, NORMS, ATTENTION, PLAIN_MLP],
     keys: &[
         COMMON,

@@ -6,8 +6,9 @@ use super::blocks::{ATTENTION, DISTANCE_FROM_ONE, GATED_MLP, NO_HEAD};
 use super::config::Config;
 use super::error::ArchError;
 use super::keys::{COMMON, block_count};
-use super::spec::{Family, From, KV_HEADS, Key, Keys, Op, Place, Tensor, Vocab, tensor};
+use super::spec::{Family, From, KV_HEADS, Key, Keys, Op, Place, Tensor, tensor};
 use crate::recipe::Recipe;
+use crate::tokenizer::VocabKind;
 
 const ENDS: &[Tensor] = &[
     tensor("token_embd.weight", "model.embed_tokens.weight"),
@@ -58,7 +59,7 @@ pub(super) const GEMMA: Family = Family {
     classes: &["GemmaForCausalLM"],
     arch: "gemma",
     example: "google/gemma-2b",
-    vocab: Vocab::Gemma,
+    vocab: VocabKind::Gemma,
     tensors: &[ENDS, NO_HEAD, NORMS, ATTENTION, GATED_MLP],
     keys: &[KEYS],
     ..Family::NEW
@@ -69,7 +70,7 @@ pub(super) const GEMMA2: Family = Family {
     classes: &["Gemma2ForCausalLM"],
     arch: "gemma2",
     example: "google/gemma-2-9b-it",
-    vocab: Vocab::SpmNoPrefix,
+    vocab: VocabKind::Gemma2,
     tensors: &[ENDS, NO_HEAD, FOUR_NORMS, ATTENTION, GATED_MLP],
     keys: &[
         KEYS,
@@ -85,7 +86,7 @@ pub(super) const GEMMA3: Family = Family {
     classes: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
     arch: "gemma3",
     example: "google/gemma-3-4b-it",
-    vocab: Vocab::SpmNoPrefixOrBpe,
+    vocab: VocabKind::Gemma2,
     tensors: &[ENDS_OF_GEMMA3, FOUR_NORMS, ATTENTION, QK_NORMS, GATED_MLP],
     keys: &[
         COMMON,

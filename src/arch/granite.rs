@@ -5,7 +5,8 @@ use super::config::Config;
 use super::error::ArchError;
 use super::keys::COMMON;
 use super::llama::{self, ROTARY_ATTENTION};
-use super::spec::{Family, From, HEADS, Key, Keys, Op, Tensor, Vocab, When, tensor};
+use super::spec::{Family, From, HEADS, Key, Keys, Op, Tensor, When, tensor};
+use crate::tokenizer::VocabKind;
 
 const KEYS: Key = Key::Group(&[
     COMMON,
@@ -42,7 +43,7 @@ pub(super) const GRANITE: Family = Family {
     classes: &["GraniteForCausalLM"],
     arch: "granite",
     example: "ibm-granite/granite-3.3-2b-instruct",
-    vocab: Vocab::Llama,
+    vocab: VocabKind::Llama,
     tensors: &[DECODER, NORMS, ROTARY_ATTENTION, GATED_MLP],
     generated: &[llama::llama3_frequencies],
     keys: &[KEYS],
@@ -75,7 +76,7 @@ pub(super) const GRANITE_MOE: Family = Family {
     classes: &["GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"],
     arch: "granitemoe",
     example: "ibm-granite/granite-3.1-3b-a800m-instruct",
-    vocab: Vocab::Llama,
+    vocab: VocabKind::Llama,
     tensors: &[DECODER, NORMS, ROTARY_ATTENTION, MIXTURE],
     generated: &[llama::llama3_frequencies],
     keys: &[

@@ -7,7 +7,8 @@ use super::blocks::{DECODER, GATED_MLP, NORMS};
 use super::config::Config;
 use super::error::ArchError;
 use super::keys::COMMON;
-use super::spec::{Family, From, Generated, HEADS, KV_HEADS, Key, Num, Op, Tensor, Vocab, tensor};
+use super::spec::{Family, From, Generated, HEADS, KV_HEADS, Key, Num, Op, Tensor, tensor};
+use crate::tokenizer::VocabKind;
 
 const EXPERTS: Num = Num::Of(&["num_local_experts"]);
 
@@ -51,7 +52,7 @@ pub(super) const LLAMA: Family = Family {
     ],
     arch: "llama",
     example: "meta-llama/Llama-3.2-1B-Instruct",
-    vocab: Vocab::Llama,
+    vocab: VocabKind::Llama,
     prefixes: &[("LlamaModel", "model.")],
     tensors: &[DECODER, NORMS, ROTARY_ATTENTION, GATED_MLP, MIXTURE],
     generated: &[llama3_frequencies],

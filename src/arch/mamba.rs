@@ -3,8 +3,9 @@
 use super::config::Config;
 use super::error::ArchError;
 use super::keys::block_count;
-use super::spec::{Family, From, Key, Keys, Op, Tensor, Vocab, When, dropped, tensor};
+use super::spec::{Family, From, Key, Keys, Op, Tensor, When, dropped, tensor};
 use crate::gguf::Value;
+use crate::tokenizer::VocabKind;
 
 const TIED: When = When::Model(|c| {
     let untied = |key: &str| c.get(&[key]).is_some_and(|v| v == false);
@@ -33,7 +34,7 @@ pub(super) const MAMBA: Family = Family {
     classes: &["MambaForCausalLM", "MambaLMHeadModel", "FalconMambaForCausalLM"],
     arch: "mamba",
     example: "state-spaces/mamba-130m-hf",
-    vocab: Vocab::Mamba,
+    vocab: VocabKind::Bpe,
     tensors: &[TENSORS],
     keys: &[
         // An arbitrary length: there is none.

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::gguf::{Metadata, Value};
 use crate::source::TensorSet;
+use crate::tokenizer::VocabKind;
 
 mod bert;
 mod blocks;
@@ -42,7 +43,7 @@ mod t5;
 pub use config::Config;
 pub use error::ArchError;
 pub use model_id::{ParameterCounts, size_label};
-pub use spec::{Family, Vocab};
+pub use spec::Family;
 pub use stored::{ConvertedTensor, Stored, guess_output_type};
 
 /// Every family: adding one is its file and its line here.
@@ -116,7 +117,7 @@ pub struct Converted {
     /// Tensors in file order.
     pub tensors: Vec<ConvertedTensor>,
     /// Which vocabulary to look for.
-    pub vocab: Vocab,
+    pub vocab: VocabKind,
     /// Source tensors without a place in GGUF, with the reason.
     pub dropped: Vec<(String, &'static str)>,
     /// How many parameters, and where.

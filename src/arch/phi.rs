@@ -6,7 +6,8 @@ use super::blocks::{ATTENTION, DECODER, FC_MLP, NORMS};
 use super::config::Config;
 use super::error::ArchError;
 use super::keys::block_count;
-use super::spec::{Family, From, Generated, HEADS, Key, Keys, Num, Tensor, Vocab, tensor};
+use super::spec::{Family, From, Generated, HEADS, Key, Keys, Num, Tensor, tensor};
+use crate::tokenizer::VocabKind;
 
 const EXPERTS: Num = Num::Of(&["num_local_experts", "num_experts"]);
 
@@ -78,7 +79,7 @@ pub(super) const PHI3: Family = Family {
     classes: &["Phi3ForCausalLM", "Phi4ForCausalLMV"],
     arch: "phi3",
     example: "microsoft/Phi-3-mini-4k-instruct",
-    vocab: Vocab::Phi3,
+    vocab: VocabKind::Phi3,
     tensors: &[DECODER, NORMS, FUSED],
     generated: &[long_rope],
     early_keys: &[Key::Many(attention_factor)],
@@ -91,7 +92,7 @@ pub(super) const PHIMOE: Family = Family {
     classes: &["PhiMoEForCausalLM", "PhimoeForCausalLM"],
     arch: "phimoe",
     example: "microsoft/Phi-3.5-MoE-instruct",
-    vocab: Vocab::Phi3,
+    vocab: VocabKind::Phi3,
     tensors: &[DECODER, NORMS, ATTENTION, MIXTURE],
     generated: &[long_rope],
     early_keys: &[Key::Many(attention_factor)],

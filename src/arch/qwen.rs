@@ -2,7 +2,8 @@
 
 use super::blocks::{ATTENTION, DECODER, GATED_MLP, NORMS, QK_NORMS};
 use super::keys::COMMON;
-use super::spec::{Family, From, Key, Num, Op, Tensor, Vocab, tensor};
+use super::spec::{Family, From, Key, Num, Op, Tensor, tensor};
+use crate::tokenizer::VocabKind;
 
 const EXPERTS: Num = Num::Of(&["num_local_experts", "num_experts"]);
 
@@ -55,7 +56,7 @@ pub(super) const QWEN2: Family = Family {
     ],
     arch: "qwen2",
     example: "Qwen/Qwen2.5-7B-Instruct",
-    vocab: Vocab::SpmOrBpe,
+    vocab: VocabKind::SpmOrBpe,
     prefixes: &[("Qwen2Model", "model.")],
     tensors: DENSE,
     keys: &[COMMON, Key::Pooling],
@@ -77,7 +78,7 @@ pub(super) const QWEN3: Family = Family {
     classes: &["Qwen3ForCausalLM", "Qwen3Model"],
     arch: "qwen3",
     example: "Qwen/Qwen3-8B",
-    vocab: Vocab::SpmOrBpe,
+    vocab: VocabKind::SpmOrBpe,
     tensors: &[DECODER, NORMS, ATTENTION, QK_NORMS, GATED_MLP],
     keys: &[COMMON, Key::Pooling],
     ..Family::NEW

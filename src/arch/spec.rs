@@ -13,6 +13,7 @@ use crate::gguf::{Array, Metadata, Value};
 use crate::quant::GgmlType;
 use crate::recipe::Recipe;
 use crate::shape::Shape;
+use crate::tokenizer::VocabKind;
 
 use super::config::Config;
 use super::error::ArchError;
@@ -27,7 +28,7 @@ pub struct Family {
     /// A model on the Hub that is of this family.
     pub example: &'static str,
     /// Which vocabulary the model's tokenizer files hold.
-    pub vocab: Vocab,
+    pub vocab: VocabKind,
     /// Classes whose tensors lack a prefix that the table has.
     pub prefixes: &'static [(&'static str, &'static str)],
     /// Beginnings of names that the table does not have.
@@ -52,7 +53,7 @@ impl Family {
         classes: &[],
         arch: "",
         example: "",
-        vocab: Vocab::Bpe,
+        vocab: VocabKind::Bpe,
         prefixes: &[],
         strip: &[],
         extra_blocks: None,
@@ -62,34 +63,6 @@ impl Family {
         keys: &[],
         late_keys: &[],
     };
-}
-
-/// Which vocabulary a family's tokenizer files hold, and what its converter does around it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vocab {
-    /// tokenizer.json with byte-level BPE (`_set_vocab_gpt2`).
-    Bpe,
-    /// tokenizer.model where there is one, else byte-level BPE (`Qwen2Model.set_vocab`).
-    SpmOrBpe,
-    /// Llama's: tokenizer.model, else SentencePiece-like BPE in tokenizer.json, else byte-level BPE, with
-    /// `add_prefix_space` of tokenizer_config.json written first (`LlamaModel.set_vocab`).
-    Llama,
-    /// SentencePiece without a space in front (`Gemma2Model.set_vocab`).
-    SpmNoPrefix,
-    /// As `SpmNoPrefix` where there is a tokenizer.model, else byte-level BPE (`Gemma3Model.set_vocab`).
-    SpmNoPrefixOrBpe,
-    /// SentencePiece, then CodeGemma's infill tokens, without a space in front (`GemmaModel.set_vocab`).
-    Gemma,
-    /// Phi-3's SentencePiece, or byte-level BPE for GPT2Tokenizer (`Phi3MiniModel.set_vocab`).
-    Phi3,
-    /// The model's own files with the vocabulary size rounded up, or GPT-NeoX's without any (`MambaModel.set_vocab`).
-    Mamba,
-    /// SentencePiece (`_set_vocab_sentencepiece`).
-    Spm,
-    /// WordPiece (`BertModel.set_vocab`).
-    Wpm,
-    /// Unigram (`T5Model.set_vocab`).
-    Ugm,
 }
 
 /// One row of a family's table: a source tensor and what becomes of it.

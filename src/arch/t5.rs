@@ -1,7 +1,8 @@
 //! T5, mT5 and UMT5: encoder and decoder with relative positions; one table of embeddings, saved up to three times.
 
 use super::keys::block_count;
-use super::spec::{Family, From, Key, Tensor, Vocab, tensor};
+use super::spec::{Family, From, Key, Tensor, tensor};
+use crate::tokenizer::VocabKind;
 
 const SHARED: &[Tensor] = &[
     tensor("token_embd.weight", "shared.weight").or_duplicate(),
@@ -59,7 +60,7 @@ pub(super) const T5: Family = Family {
     ],
     arch: "t5",
     example: "google/flan-t5-small",
-    vocab: Vocab::Ugm,
+    vocab: VocabKind::T5,
     tensors: &[SHARED, ENCODER, DECODER],
     keys: &[
         Key::U32("context_length", From::Or(&["n_positions"], 512.0)),

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use super::{AdapterReport, ConvertError, ModelReport, Request};
 use crate::adapter::{self, Adapter, BaseInfo, MergeOptions, MergeSummary};
-use crate::arch::{self, ArchInput, Vocab};
+use crate::arch::{self, ArchInput};
 use crate::gguf::{Metadata, Value};
 use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
 use crate::plan::{Model, StoredTensor, Tensors};
 use crate::report::Dropped;
 use crate::source::{self, GgufModel, ModelFolder, Places, resolve_model, tokenizer_files};
-use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabFit, VocabKind};
+use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabFit};
 
 /// A model that is ready to be planned.
 pub(super) struct Opened {
@@ -96,7 +96,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
     })?;
     let options = TokenizerOptions {
         pre_tokenizer: request.pre_tokenizer.clone(),
-        kind: vocab_kind(converted.vocab),
+        kind: converted.vocab,
         ..TokenizerOptions::default()
     };
     let tokenizer = Tokenizer::load(&files, &config, &options)?;
@@ -209,20 +209,6 @@ fn adapter_report(adapter: &Adapter, weight: f32, summary: &MergeSummary) -> Ada
     kinds.sort_unstable();
     kinds.dedup();
     AdapterReport { path: adapter.path().to_owned(), weight, kind: kinds.join(", "), tensors: changes.len() }
-}
-
-/// The tokenizer's rule for a family's vocabulary.
-fn vocab_kind(vocab: Vocab) -> VocabKind {
-    match vocab {
-        Vocab::Bpe | Vocab::Mamba => VocabKind::Bpe,
-        Vocab::Spm | Vocab::SpmOrBpe => VocabKind::SpmOrBpe,
-        Vocab::Llama => VocabKind::Llama,
-        Vocab::SpmNoPrefix | Vocab::SpmNoPrefixOrBpe => VocabKind::Gemma2,
-        Vocab::Gemma => VocabKind::Gemma,
-        Vocab::Phi3 => VocabKind::Phi3,
-        Vocab::Wpm => VocabKind::WordPiece,
-        Vocab::Ugm => VocabKind::T5,
-    }
 }
 
 /// A folder's own name, also for `.` and `..`.

@@ -47,7 +47,7 @@ pub trait Device: Sync {
 /// One thread's way to compute rows.
 pub trait Worker {
     /// Evaluates rows `rows` of `recipe` and encodes them in each of `encodings` into `outputs`, which are
-    /// resized to fit. Returns the evaluated rows, where the device has them at hand and `keep_values` asks.
+    /// resized to fit. Where `values` is given, the evaluated rows are left there too.
     fn rows(
         &mut self,
         recipe: &Recipe,

@@ -255,7 +255,8 @@ pub struct Date {
     pub day: u32,
 }
 
-const MONTHS: [&str; 12] = [
+/// The months' English names, in order.
+pub(super) const MONTHS: [&str; 12] = [
     "January",
     "February",
     "March",

@@ -3,6 +3,7 @@
 use super::go_text::{GoText, quoted};
 use super::observe::{Side, ToolPart, Trim};
 use crate::ollama::python::JsonStyle;
+use crate::ollama::python::MONTHS;
 use std::collections::BTreeMap;
 
 /// The `define`s that a template uses, collected while its body is written.
@@ -14,21 +15,6 @@ pub(super) struct Defines {
 
 /// Indented JSON is written by one template per depth; nothing real nests deeper than this.
 const JSON_DEPTH: usize = 6;
-
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
 
 impl Defines {
     /// Writes all definitions.
