@@ -1,6 +1,7 @@
 //! Where rows are computed: evaluate a recipe's rows and encode them. Every device gives the same bytes.
 
 mod cpu;
+pub mod cuda;
 
 use std::ops::Range;
 
