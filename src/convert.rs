@@ -1,7 +1,6 @@
 //! The main job: find the model, merge its adapters, plan, stream, commit.
 //!
-//! [`Conversion::plan`] reads headers only and decides everything; [`Conversion::write`] is all that touches
-//! weights or writes files.
+//! [`plan`] reads headers only and decides everything; [`Job::write`] is all that touches weights or writes files.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,10 +17,34 @@ mod open;
 mod request;
 
 pub use error::ConvertError;
-pub use request::{AdapterRequest, Request};
+pub use request::{AdapterRequest, Method, Request};
 
-/// A conversion, decided to the byte.
-pub struct Conversion {
+/// Something to save, decided to the byte. One kind for each [`Method`].
+pub trait Job {
+    /// What would be written.
+    fn report(&self) -> &Report;
+
+    /// Bytes that [`Progress`] will hear of.
+    fn total_bytes(&self) -> u64;
+
+    /// Makes every row once and writes all files; they get their names together, at the end.
+    fn write(
+        self: Box<Self>,
+        device: &dyn Device,
+        settings: &Settings<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Report, ConvertError>;
+}
+
+/// Reads headers and decides everything; finds every error that can be found without weights.
+pub fn plan(request: &Request) -> Result<Box<dyn Job>, ConvertError> {
+    Ok(match &request.method {
+        Method::Gguf => Box::new(Conversion::plan(request)?),
+    })
+}
+
+/// A conversion to GGUF.
+struct Conversion {
     model: Model,
     types: Vec<Output>,
     /// Small files beside the GGUFs, with their contents.
@@ -38,8 +61,7 @@ struct Output {
 }
 
 impl Conversion {
-    /// Reads headers and decides everything; finds every error that can be found without weights.
-    pub fn plan(request: &Request) -> Result<Conversion, ConvertError> {
+    fn plan(request: &Request) -> Result<Conversion, ConvertError> {
         let opened = open::open(request)?;
         let mut report = Report { warnings: opened.warnings, ..Report::default() };
         let imatrix = request.imatrix()?;
@@ -81,23 +103,22 @@ impl Conversion {
         Ok(Conversion { model: opened.model, types, beside, force: request.force, merge: opened.merge, report })
     }
 
-    /// What would be written.
-    pub fn report(&self) -> &Report {
-        &self.report
-    }
-
-    /// Bytes that [`Progress`] will hear of.
-    pub fn total_bytes(&self) -> u64 {
-        stream::total_bytes(&self.streams())
-    }
-
     fn streams(&self) -> Vec<Stream> {
         self.model.recipes().map(|(name, recipe)| Stream { name: name.to_owned(), recipe: recipe.clone() }).collect()
     }
+}
 
-    /// Makes every row once and writes all files; they get their names together, at the end.
-    pub fn write(
-        self,
+impl Job for Conversion {
+    fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn total_bytes(&self) -> u64 {
+        stream::total_bytes(&self.streams())
+    }
+
+    fn write(
+        self: Box<Self>,
         device: &dyn Device,
         settings: &Settings<'_>,
         progress: &dyn Progress,
@@ -124,23 +145,34 @@ impl Conversion {
             outputs.file(beside + i).write_at(bytes, 0).map_err(|cause| ConvertError::io(path, "write", cause))?;
         }
         outputs.commit()?;
-        let mut warnings = self.report.warnings.clone();
-        warnings.extend(self.merge.closing_warnings());
-        let changes = self.merge.changes.iter().map(|c| ChangeReport {
-            tensor: c.tensor.clone(),
-            adapter: c.adapter.clone(),
-            kind: c.kind,
-            rank: c.rank,
-            relative_change: c.meter.ratio(),
-        });
-        Ok(Report {
-            changes: changes.collect(),
-            warnings,
-            device: device.name(),
-            threads: settings.threads,
-            seconds: started.elapsed().as_secs_f64(),
-            ..self.report
-        })
+        Ok(closing_report(self.report, &self.merge, device, settings, started))
+    }
+}
+
+/// The report of a run that is done: what was planned, and what only the rows could tell.
+fn closing_report(
+    planned: Report,
+    merge: &MergeSummary,
+    device: &dyn Device,
+    settings: &Settings<'_>,
+    started: Instant,
+) -> Report {
+    let mut warnings = planned.warnings.clone();
+    warnings.extend(merge.closing_warnings());
+    let changes = merge.changes.iter().map(|c| ChangeReport {
+        tensor: c.tensor.clone(),
+        adapter: c.adapter.clone(),
+        kind: c.kind,
+        rank: c.rank,
+        relative_change: c.meter.ratio(),
+    });
+    Report {
+        changes: changes.collect(),
+        warnings,
+        device: device.name(),
+        threads: settings.threads,
+        seconds: started.elapsed().as_secs_f64(),
+        ..planned
     }
 }
 

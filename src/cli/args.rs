@@ -55,8 +55,8 @@ pub(super) struct ConvertArgs {
     #[arg(long, value_name = "MODEL")]
     pub base: Option<PathBuf>,
 
-    /// Types to write, from one read: llama.cpp's names, f32, f16, bf16, auto
-    #[arg(long, value_name = "TYPE", value_delimiter = ',', default_value = "q4_k_m")]
+    /// Types to write, from one read: llama.cpp's names, f32, f16, bf16, auto [default: q4_k_m]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',')]
     pub quant: Vec<String>,
 
     /// A .gguf file, or a folder for the files [default: ./NAME-gguf]

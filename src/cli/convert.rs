@@ -9,7 +9,7 @@ use super::ollama::{self, Way};
 use super::progress::Display;
 use super::{Interrupted, Usage, print};
 use crate::adapter::MergeDtype;
-use crate::convert::{AdapterRequest, Conversion, ConvertError, Request};
+use crate::convert::{self, AdapterRequest, ConvertError, Method, Request};
 use crate::device::Cpu;
 use crate::gguf::SplitLimit;
 use crate::plan::PlanOptions;
@@ -19,17 +19,21 @@ use crate::stream::{Settings, StreamError};
 /// Raised by Ctrl-C and by a request to terminate.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// The type that is written unless `--quant` says otherwise.
+const DEFAULT_QUANT: &str = "q4_k_m";
+
 /// Plans and, unless it is a dry run, converts.
 pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     refuse_what_is_not_there(args)?;
+    let method = method(args)?;
     if let Some(name) = &args.ollama {
         // Before the work: a bad name should not be found after an hour.
         crate::ollama::name::ModelName::parse(name).map_err(|e| Usage(e.to_string()))?;
     }
-    let request = request(args)?;
-    let conversion = Conversion::plan(&request)?;
+    let request = request(args, method)?;
+    let job = convert::plan(&request)?;
     let mut report = if args.dry_run {
-        let mut report = conversion.report().clone();
+        let mut report = job.report().clone();
         report.dry_run = true;
         report
     } else {
@@ -40,8 +44,8 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         // Without a handler the process ends at once and leaves a temporary file for the next run to sweep.
         let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
         let settings = Settings { threads, max_memory: args.run.max_memory.map(|b| b.0), interrupted: &INTERRUPTED };
-        let display = Display::new(conversion.total_bytes(), args.run.quiet || args.run.json);
-        let result = conversion.write(&Cpu, &settings, &display);
+        let display = Display::new(job.total_bytes(), args.run.quiet || args.run.json);
+        let result = job.write(&Cpu, &settings, &display);
         display.finish();
         result.map_err(|e| match e {
             ConvertError::Stream(StreamError::Interrupted) => anyhow::Error::from(Interrupted),
@@ -75,13 +79,18 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
 
 /// Options that belong to the command line but not to this version are refused by name.
 fn refuse_what_is_not_there(args: &ConvertArgs) -> Result<(), Usage> {
-    if args.save_method != SaveMethod::Gguf {
-        return Err(Usage("--save-method: only gguf is available in this version".to_owned()));
-    }
     if let DeviceArg::Cuda(_) = args.run.device {
         return Err(Usage("--device cuda: this version computes on the CPU; use --device cpu or auto".to_owned()));
     }
     Ok(())
+}
+
+/// How the result is saved.
+fn method(args: &ConvertArgs) -> Result<Method, Usage> {
+    match args.save_method {
+        SaveMethod::Gguf => Ok(Method::Gguf),
+        _ => Err(Usage("--save-method: only gguf is available in this version".to_owned())),
+    }
 }
 
 /// The name that the model gets in Ollama, and the way there.
@@ -97,9 +106,9 @@ fn ollama_target(args: &ConvertArgs) -> Result<Option<(&String, Way)>, Usage> {
     }
 }
 
-fn request(args: &ConvertArgs) -> Result<Request, Usage> {
-    let quants = args
-        .quant
+fn request(args: &ConvertArgs, method: Method) -> Result<Request, Usage> {
+    let names = if args.quant.is_empty() { vec![DEFAULT_QUANT.to_owned()] } else { args.quant.clone() };
+    let quants = names
         .iter()
         .map(|name| {
             QuantName::from_name(name.trim()).ok_or_else(|| {
@@ -111,6 +120,7 @@ fn request(args: &ConvertArgs) -> Result<Request, Usage> {
         model: args.model.as_ref().map_or_else(|| ".".to_owned(), |p| p.to_string_lossy().into_owned()),
         adapters: args.loras.iter().map(|l| AdapterRequest { path: l.path.clone(), weight: l.weight }).collect(),
         base: args.base.as_ref().map(|p| p.to_string_lossy().into_owned()),
+        method,
         quants,
         output: args.output.clone(),
         plan: PlanOptions {

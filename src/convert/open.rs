@@ -9,7 +9,7 @@ use crate::gguf::{Metadata, Value};
 use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
 use crate::plan::{Model, StoredTensor, Tensors};
 use crate::report::Dropped;
-use crate::source::{self, GgufModel, ModelFolder, Places, resolve_model, tokenizer_files};
+use crate::source::{self, GgufModel, ModelFolder, Places, TensorSet, resolve_model, tokenizer_files};
 use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabFit};
 
 /// A model that is ready to be planned.
@@ -58,39 +58,67 @@ pub(super) fn open(request: &Request) -> Result<Opened, ConvertError> {
     }
 }
 
-/// Opens a model folder, with the adapter that was named as the model and those of `--lora`.
+/// A model folder with its adapters merged, under its own names.
+pub(super) struct MergedFolder {
+    /// The base.
+    pub(super) base: ModelFolder,
+    /// Merged tensors under the base's names.
+    pub(super) tensors: TensorSet,
+    /// What the report says of them.
+    pub(super) reports: Vec<AdapterReport>,
+    /// What merging does.
+    pub(super) merge: MergeSummary,
+    /// `config.json` as merging leaves it.
+    pub(super) config: serde_json::Value,
+    /// The tokenizer's folders: the fine-tune's own win over the base's.
+    pub(super) tokenizer: TokenizerFiles,
+    /// The folder that the user named.
+    pub(super) origin: PathBuf,
+}
+
+impl MergedFolder {
+    /// Opens a model folder, with the adapter that was named as the model and those of `--lora`.
+    pub(super) fn open(request: &Request, folder: &Path, own: Option<&Path>) -> Result<Self, ConvertError> {
+        let base = ModelFolder::open(folder)?;
+        let mut tensors = base.tensors();
+        let requested = own
+            .map(|path| (path, 1.0))
+            .into_iter()
+            .chain(request.adapters.iter().map(|a| (a.path.as_path(), a.weight)));
+        let mut adapters = Vec::new();
+        for (path, weight) in requested {
+            adapters.push((Adapter::open(path, None)?, weight));
+        }
+        let mut merge = MergeSummary::default();
+        if !adapters.is_empty() {
+            let info = BaseInfo::new(base.name(), base.config());
+            merge = adapter::apply(&adapters, &mut tensors, &info, &MergeOptions { dtype: request.merge_dtype })?;
+        }
+        let reports = adapters.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, &merge)).collect();
+        let homes: Vec<&Path> = adapters.iter().map(|(a, _)| a.path()).chain([folder]).collect();
+        let tokenizer = TokenizerFiles::new(homes);
+        let config = merged_config(base.config(), &merge);
+        let origin = own.unwrap_or(folder).to_owned();
+        Ok(MergedFolder { base, tensors, reports, merge, config, tokenizer, origin })
+    }
+
+    /// What files are named after.
+    pub(super) fn name(&self) -> String {
+        name_of(&self.origin)
+    }
+}
+
+/// Opens a model folder under GGUF names.
 fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<Opened, ConvertError> {
-    let base = ModelFolder::open(folder)?;
-    let mut tensors = base.tensors();
-    let source_tensors = tensors.len();
-    let mut warnings = Vec::new();
-
-    let requested =
-        own.map(|path| (path, 1.0)).into_iter().chain(request.adapters.iter().map(|a| (a.path.as_path(), a.weight)));
-    let mut adapters = Vec::new();
-    for (path, weight) in requested {
-        adapters.push((Adapter::open(path, None)?, weight));
-    }
-    let mut adapter_reports = Vec::new();
-    let mut merge = MergeSummary::default();
-    if !adapters.is_empty() {
-        let info = BaseInfo::new(base.name(), base.config());
-        let summary = adapter::apply(&adapters, &mut tensors, &info, &MergeOptions { dtype: request.merge_dtype })?;
-        warnings.extend(summary.warnings.iter().cloned());
-        adapter_reports = adapters.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, &summary)).collect();
-        merge = summary;
-    }
-
-    // The fine-tune's own tokenizer and card win over the base's.
-    let homes: Vec<&Path> = adapters.iter().map(|(a, _)| a.path()).chain([folder]).collect();
-    let files = TokenizerFiles::new(homes.iter().copied());
-    let origin = own.unwrap_or(folder);
-    let config = merged_config(base.config(), &merge);
+    let merged = MergedFolder::open(request, folder, own)?;
+    let name = merged.name();
+    let MergedFolder { base, tensors, reports, merge, config, tokenizer: files, origin, .. } = merged;
+    let mut warnings = merge.warnings.clone();
     let converted = arch::convert(&ArchInput {
         config: &config,
         config_file: &folder.join("config.json"),
         tensors: &tensors,
-        folder: origin,
+        folder: &origin,
         tokenizer_folder: files.home().unwrap_or(folder),
         name: None,
     })?;
@@ -117,7 +145,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
     let report = ModelReport {
         path: folder.to_owned(),
         architecture: converted.arch.to_owned(),
-        tensors: source_tensors,
+        tensors: base.tensors().len(),
         parameters: 0,
         bytes: base.size_bytes(),
         dropped: converted
@@ -128,12 +156,12 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
     };
     let chat = chat(&tokenizer, &base, &metadata, converted.arch);
     Ok(Opened {
-        name: name_of(origin),
+        name,
         model: Model { metadata, tensors: Tensors::Converted { tensors: converted.tensors, auto } },
         tokenizer_files: files.home().map(tokenizer_files).unwrap_or_default(),
         chat,
         report,
-        adapters: adapter_reports,
+        adapters: reports,
         merge,
         warnings,
     })

@@ -16,7 +16,9 @@ pub struct Request {
     pub adapters: Vec<AdapterRequest>,
     /// Where the base of an adapter is, if not where the adapter says.
     pub base: Option<String>,
-    /// Types to write.
+    /// How the result is saved.
+    pub method: Method,
+    /// Types to write, of a GGUF.
     pub quants: Vec<QuantName>,
     /// A `.gguf` file or a folder; `./NAME-gguf` if not given.
     pub output: Option<PathBuf>,
@@ -34,6 +36,13 @@ pub struct Request {
     pub modelfile: bool,
     /// Whether existing files may be replaced.
     pub force: bool,
+}
+
+/// The ways to save, with what only each of them needs.
+#[derive(Clone, Debug)]
+pub enum Method {
+    /// GGUF files.
+    Gguf,
 }
 
 /// One `--lora`.
