@@ -19,8 +19,8 @@ typedef unsigned long long u64;
 
 // Elements that a CUDA block of an element kernel takes at a time.
 #define TILE_ELEMENTS 1024
-// Rows that a CUDA block of a row kernel takes at a time: a warp reads 32 rows, its lanes sum one each.
-#define TILE_ROWS 128
+// Rows that a CUDA block of a row kernel takes at a time: one warp sums them, a lane each, the others load.
+#define TILE_ROWS 32
 // Rows and columns of a merge's tile.
 #define TILE_MERGE 64
 // Elements of a run of `run_squares`.
@@ -62,7 +62,8 @@ KERNEL scale_blocks(float *values, const float *scales, u64 first_row, u64 rows,
 
 // --- merge.cu: adapters (src/adapter/lowrank.rs, dora.rs) ------------------------------------------------------
 
-// values[i][j] += scale * (sum over k in order of b[i][k] * a[k][j]); b is [rows, rank], a [rank, cols].
+// values[i][j] += scale * (sum over k in order of b[i][k] * a[k][j]); b is [rows, rank], a [rank, cols],
+// and rank is not 0.
 // Tiles: ceil(rows / TILE_MERGE) * ceil(cols / TILE_MERGE); where `squares` is not null, squares[tile] is the sum
 // of the squares of what the tile was given.
 KERNEL merge(float *values, const float *b, const float *a, double *squares, u64 rows, u64 cols, u64 rank, float scale);

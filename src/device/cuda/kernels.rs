@@ -101,7 +101,7 @@ pub const RUN_SQUARES: Kernel = kernel("run_squares", Module::Merge, 256, 1);
 /// Looks for values that no block type can hold.
 pub const FIND_NOT_FINITE: Kernel = elements("find_not_finite", Module::Merge);
 /// DoRA's magnitude over norm of each row. Items are rows.
-pub const ROW_RATIOS: Kernel = kernel("row_ratios", Module::Merge, 128, 128);
+pub const ROW_RATIOS: Kernel = kernel("row_ratios", Module::Merge, 128, 32);
 /// Multiplies rows.
 pub const SCALE_ROWS: Kernel = elements("scale_rows", Module::Merge);
 /// Adds the squares of columns to running sums. Items are columns.
@@ -116,7 +116,7 @@ pub const ENCODE_F16: Kernel = elements("encode_f16", Module::Encode);
 /// f32 to BF16.
 pub const ENCODE_BF16: Kernel = elements("encode_bf16", Module::Encode);
 /// The mean square of whole rows. Items are rows.
-pub const ROW_SIGMA2: Kernel = kernel("row_sigma2", Module::Encode, 128, 128);
+pub const ROW_SIGMA2: Kernel = kernel("row_sigma2", Module::Encode, 128, 32);
 
 /// Values in a run of [`RUN_SQUARES`].
 pub const RUN: u64 = 4096;

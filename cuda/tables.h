@@ -1,0 +1,66 @@
+// The tables of quant-tables/ that kernels read. Made by build_ptx.py; do not edit.
+#pragma once
+
+#include "device.h"
+
+// What the codes of IQ4_NL and IQ4_XS stand for.
+__device__ const float IQ4_VALUES[16] = {
+    -127.0f, -104.0f, -83.0f, -65.0f, -49.0f, -35.0f, -22.0f, -10.0f, 1.0f, 13.0f, 25.0f, 38.0f, 53.0f, 69.0f, 89.0f,
+    113.0f,
+};
+
+// What the codes of MXFP4 stand for, twice the values of E2M1.
+__device__ const float FP4_VALUES[16] = {
+    0.0f, 1.0f, 2.0f, 3.0f, 4.0f, 6.0f, 8.0f, 12.0f, 0.0f, -1.0f, -2.0f, -3.0f, -4.0f, -6.0f, -8.0f, -12.0f,
+};
+
+// The least magnitude of each run, as bits, and the run's E8M0 byte.
+#define MXFP4_RUNS 278
+__device__ const u32 MXFP4_FIRST[278] = {
+    0x00000001, 0x00000002, 0x00000004, 0x00000008, 0x00000010, 0x00000020, 0x00000040, 0x00000080, 0x00000100,
+    0x00000200, 0x00000400, 0x00000800, 0x00001000, 0x00002000, 0x00004000, 0x00008000, 0x00010000, 0x00020000,
+    0x0003ffff, 0x0007fffe, 0x000ffffb, 0x001ffff5, 0x003ffff5, 0x007fffea, 0x00ffffd4, 0x017fffd4, 0x01ffffd4,
+    0x027fffd4, 0x02ffffd4, 0x037fffd4, 0x03ffffd4, 0x047fffd4, 0x04ffffd4, 0x057fffd4, 0x05ffffd4, 0x067fffd4,
+    0x06ffffd4, 0x077fffd4, 0x07ffffd4, 0x087fffd4, 0x08ffffd4, 0x097fffd4, 0x09ffffd4, 0x0a7fffd4, 0x0affffd4,
+    0x0b7fffd4, 0x0bffffd4, 0x0c7fffd4, 0x0cffffd4, 0x0d7fffd4, 0x0dffffd4, 0x0e7fffd4, 0x0effffd4, 0x0f7fffd4,
+    0x0fffffd4, 0x107fffd4, 0x10ffffd4, 0x117fffd4, 0x11ffffd4, 0x127fffd4, 0x12ffffd4, 0x137fffd4, 0x13ffffd4,
+    0x147fffd4, 0x14ffffd4, 0x157fffd4, 0x15ffffd4, 0x167fffd4, 0x16ffffd4, 0x177fffd4, 0x17ffffd4, 0x187fffd4,
+    0x18ffffd4, 0x197fffd4, 0x19ffffd4, 0x1a7fffd4, 0x1affffd4, 0x1b7fffd4, 0x1bffffd4, 0x1c7fffd4, 0x1cffffd4,
+    0x1d7fffd4, 0x1dffffd4, 0x1e7fffd4, 0x1effffd4, 0x1f7fffd4, 0x1fffffea, 0x207fffea, 0x20ffffea, 0x217fffea,
+    0x21ffffea, 0x227fffea, 0x22ffffea, 0x237fffea, 0x23ffffea, 0x247fffea, 0x24ffffea, 0x257fffea, 0x25ffffea,
+    0x267fffea, 0x26ffffea, 0x277fffea, 0x27ffffea, 0x287fffea, 0x28ffffea, 0x297fffea, 0x29ffffea, 0x2a7fffea,
+    0x2affffea, 0x2b7fffea, 0x2bffffea, 0x2c7fffea, 0x2cffffea, 0x2d7fffea, 0x2dffffea, 0x2e7fffea, 0x2effffea,
+    0x2f7fffea, 0x2ffffff5, 0x307ffff5, 0x30fffff5, 0x317ffff5, 0x31fffff5, 0x327ffff5, 0x32fffff5, 0x337ffff5,
+    0x33fffff5, 0x347ffff5, 0x34fffff5, 0x357ffff5, 0x35fffff5, 0x367ffff5, 0x36fffff5, 0x377ffff5, 0x37fffffb,
+    0x387ffffb, 0x38fffffb, 0x397ffffb, 0x39fffffb, 0x3a7ffffb, 0x3afffffb, 0x3b7ffffb, 0x3bfffffe, 0x3c7ffffe,
+    0x3cfffffe, 0x3d7ffffe, 0x3dffffff, 0x3e7fffff, 0x3f000000, 0x3f800000, 0x40000000, 0x40800000, 0x40ffffff,
+    0x417fffff, 0x41fffffe, 0x427ffffe, 0x42fffffe, 0x437ffffe, 0x43fffffb, 0x447ffffb, 0x44fffffb, 0x457ffffb,
+    0x45fffffb, 0x467ffffb, 0x46fffffb, 0x477ffffb, 0x47fffff5, 0x487ffff5, 0x48fffff5, 0x497ffff5, 0x49fffff5,
+    0x4a7ffff5, 0x4afffff5, 0x4b7ffff5, 0x4bfffff5, 0x4c7ffff5, 0x4cfffff5, 0x4d7ffff5, 0x4dfffff5, 0x4e7ffff5,
+    0x4efffff5, 0x4f7ffff5, 0x4fffffea, 0x507fffea, 0x50ffffea, 0x517fffea, 0x51ffffea, 0x527fffea, 0x52ffffea,
+    0x537fffea, 0x53ffffea, 0x547fffea, 0x54ffffea, 0x557fffea, 0x55ffffea, 0x567fffea, 0x56ffffea, 0x577fffea,
+    0x57ffffea, 0x587fffea, 0x58ffffea, 0x597fffea, 0x59ffffea, 0x5a7fffea, 0x5affffea, 0x5b7fffea, 0x5bffffea,
+    0x5c7fffea, 0x5cffffea, 0x5d7fffea, 0x5dffffea, 0x5e7fffea, 0x5effffea, 0x5f7fffea, 0x5fffffd4, 0x607fffd4,
+    0x60ffffd4, 0x617fffd4, 0x61ffffd4, 0x627fffd4, 0x62ffffd4, 0x637fffd4, 0x63ffffd4, 0x647fffd4, 0x64ffffd4,
+    0x657fffd4, 0x65ffffd4, 0x667fffd4, 0x66ffffd4, 0x677fffd4, 0x67ffffd4, 0x687fffd4, 0x68ffffd4, 0x697fffd4,
+    0x69ffffd4, 0x6a7fffd4, 0x6affffd4, 0x6b7fffd4, 0x6bffffd4, 0x6c7fffd4, 0x6cffffd4, 0x6d7fffd4, 0x6dffffd4,
+    0x6e7fffd4, 0x6effffd4, 0x6f7fffd4, 0x6fffffd4, 0x707fffd4, 0x70ffffd4, 0x717fffd4, 0x71ffffd4, 0x727fffd4,
+    0x72ffffd4, 0x737fffd4, 0x73ffffd4, 0x747fffd4, 0x74ffffd4, 0x757fffd4, 0x75ffffd4, 0x767fffd4, 0x76ffffd4,
+    0x777fffd4, 0x77ffffd4, 0x787fffd4, 0x78ffffd4, 0x797fffd4, 0x79ffffd4, 0x7a7fffd4, 0x7affffd4, 0x7b7fffd4,
+    0x7bffffd4, 0x7c7fffd4, 0x7cffffd4, 0x7d7fffd4, 0x7dffffd4, 0x7e7fffd4, 0x7effffd4, 0x7f7fffd4,
+};
+
+__device__ const u8 MXFP4_BYTE[278] = {
+    232, 233, 234, 235, 236, 237, 238, 239, 240, 241, 242, 243, 244, 245, 246, 247, 248, 249, 250, 251, 252, 253, 254,
+    255, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
+    30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58,
+    59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 82, 83, 84, 85, 86, 87,
+    88, 89, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99, 100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, 112,
+    113, 114, 115, 116, 117, 118, 119, 120, 121, 122, 123, 124, 125, 126, 127, 128, 129, 130, 131, 132, 133, 134, 135,
+    136, 137, 138, 139, 140, 141, 142, 143, 144, 145, 146, 147, 148, 149, 150, 151, 152, 153, 154, 155, 156, 157, 158,
+    159, 160, 161, 162, 163, 164, 165, 166, 167, 168, 169, 170, 171, 172, 173, 174, 175, 176, 177, 178, 179, 180, 181,
+    182, 183, 184, 185, 186, 187, 188, 189, 190, 191, 192, 193, 194, 195, 196, 197, 198, 199, 200, 201, 202, 203, 204,
+    205, 206, 207, 208, 209, 210, 211, 212, 213, 214, 215, 216, 217, 218, 219, 220, 221, 222, 223, 224, 225, 226, 227,
+    228, 229, 230, 231, 232, 233, 234, 235, 236, 237, 238, 239, 240, 241, 242, 243, 244, 245, 246, 247, 248, 249, 250,
+    251, 252, 253,
+};
