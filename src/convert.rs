@@ -159,6 +159,7 @@ fn closing_report(
 ) -> Report {
     let mut warnings = planned.warnings.clone();
     warnings.extend(merge.closing_warnings());
+    warnings.extend(device.warnings());
     let changes = merge.changes.iter().map(|c| ChangeReport {
         tensor: c.tensor.clone(),
         adapter: c.adapter.clone(),

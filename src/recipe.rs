@@ -15,10 +15,12 @@ use crate::quant::GgmlType;
 use crate::shape::Shape;
 
 mod eval;
+mod raw;
 #[cfg(test)]
 mod tests;
 mod words;
 
+pub use raw::{RawCodes, RawFormat, RawPart, RawRows, RawScales};
 pub use words::{Elementwise, RowMap};
 
 /// Reusable buffers of one worker thread. Recipes borrow what they need and give it back, so a worker's
@@ -92,6 +94,23 @@ pub trait RowSource: Send + Sync {
         Err(ReadError::new("a tensor", "has no native blocks"))
     }
 
+    /// How the bytes of this source decode, where they can be handed on as they are ([`RowSource::read_raw_rows`]).
+    fn raw(&self) -> Option<RawFormat> {
+        None
+    }
+
+    /// Reads the codes and the scales of rows `rows` into buffers of exactly their size; called only when
+    /// [`RowSource::raw`] is `Some`.
+    fn read_raw_rows(
+        &self,
+        _rows: Range<u64>,
+        _codes: &mut [u8],
+        _scales: &mut [f32],
+        _scratch: &mut Scratch,
+    ) -> Result<(), ReadError> {
+        Err(ReadError::new(self.describe(), "has no raw rows"))
+    }
+
     /// What to call this tensor in messages: file and name.
     fn describe(&self) -> String;
 }
@@ -114,6 +133,9 @@ pub trait Delta: Send + Sync {
     fn low_rank(&self) -> Option<&dyn LowRank> {
         None
     }
+
+    /// Hears of rows that a device changed by itself: the sums of squares of what they were and of the change.
+    fn record(&self, _base: f64, _change: f64, _elements: u64) {}
 
     /// What to call this change in messages: the adapter and the module.
     fn describe(&self) -> String;
@@ -219,17 +241,6 @@ impl Recipe {
     pub fn with_precision(mut self, precision: GgmlType) -> Self {
         self.precision = precision;
         self
-    }
-
-    /// The base and low-rank deltas, where this is a merge whose deltas are all low-rank: what a device can
-    /// evaluate by itself.
-    pub fn as_low_rank_merge(&self) -> Option<(&Recipe, Vec<&dyn LowRank>)> {
-        match &*self.node {
-            Node::Merge { base, deltas } => {
-                deltas.iter().map(|d| d.low_rank()).collect::<Option<Vec<_>>>().map(|d| (base, d))
-            }
-            _ => None,
-        }
     }
 }
 

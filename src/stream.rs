@@ -14,9 +14,6 @@ use crate::recipe::Recipe;
 #[cfg(test)]
 mod tests;
 
-/// Elements of a chunk, unless a row is longer or memory is short: 1 MiB of f32, which stays in a core's cache.
-const CHUNK_ELEMENTS: u64 = 1 << 18;
-
 /// Bytes that a thread holds per element of a chunk, at most: f32 values, a merged or rearranged copy of them,
 /// the source's bytes, encoded rows.
 const BYTES_PER_ELEMENT: u64 = 24;
@@ -128,10 +125,10 @@ pub struct Settings<'a> {
 }
 
 impl Settings<'_> {
-    /// Rows of a chunk of a tensor with rows of `row_len`.
-    fn chunk_rows(&self, row_len: u64) -> u64 {
+    /// Rows of a chunk of a tensor with rows of `row_len`, for a device that likes chunks of `elements`.
+    fn chunk_rows(&self, row_len: u64, elements: u64) -> u64 {
         let budget = self.max_memory.map_or(u64::MAX, |m| m / self.threads as u64 / BYTES_PER_ELEMENT);
-        (CHUNK_ELEMENTS.min(budget) / row_len.max(1)).max(1)
+        (elements.min(budget) / row_len.max(1)).max(1)
     }
 }
 
@@ -143,7 +140,7 @@ pub fn run(
     settings: &Settings<'_>,
     progress: &dyn Progress,
 ) -> Result<(), StreamError> {
-    let chunks = chunks(streams, sinks, settings);
+    let chunks = chunks(streams, sinks, settings, device.chunk_elements());
     let next = AtomicUsize::new(0);
     let failure: Mutex<Option<StreamError>> = Mutex::new(None);
     let stopped = AtomicBool::new(false);
@@ -176,14 +173,19 @@ pub fn run(
 }
 
 /// All chunks in source order, without the tensors that no sink wants.
-fn chunks(streams: &[Stream], sinks: &[&dyn Sink], settings: &Settings<'_>) -> Vec<(usize, Range<u64>)> {
+fn chunks(
+    streams: &[Stream],
+    sinks: &[&dyn Sink],
+    settings: &Settings<'_>,
+    elements: u64,
+) -> Vec<(usize, Range<u64>)> {
     let mut chunks = Vec::new();
     for (i, stream) in streams.iter().enumerate() {
         if sinks.iter().all(|s| matches!(s.wants(i), Want::Nothing)) {
             continue;
         }
         let shape = stream.recipe.shape();
-        let (rows, step) = (shape.rows(), settings.chunk_rows(shape.row_len()) as usize);
+        let (rows, step) = (shape.rows(), settings.chunk_rows(shape.row_len(), elements) as usize);
         chunks.extend((0..rows).step_by(step).map(|start| (i, start..(start + step as u64).min(rows))));
     }
     chunks

@@ -242,6 +242,10 @@ impl Delta for Change {
         }
     }
 
+    fn record(&self, base: f64, change: f64, elements: u64) {
+        self.meter.record(base, change, elements);
+    }
+
     fn describe(&self) -> String {
         self.subject.clone()
     }

@@ -19,8 +19,9 @@ impl Device for Cpu {
     }
 }
 
+/// A worker of the [`Cpu`].
 #[derive(Default)]
-struct CpuWorker {
+pub(super) struct CpuWorker {
     values: Vec<f32>,
     scratch: Scratch,
 }

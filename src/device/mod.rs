@@ -1,11 +1,14 @@
 //! Where rows are computed: evaluate a recipe's rows and encode them. Every device gives the same bytes.
 
+mod choice;
 mod cpu;
 pub mod cuda;
 
 use std::ops::Range;
 
+pub use choice::{Choice, Chosen, open};
 pub use cpu::Cpu;
+use cpu::CpuWorker;
 
 use crate::quant::{GgmlType, QuantError};
 use crate::recipe::{ReadError, Recipe};
@@ -43,6 +46,16 @@ pub trait Device: Sync {
 
     /// The state of one thread: its buffers, its stream.
     fn worker(&self) -> Result<Box<dyn Worker + '_>, DeviceError>;
+
+    /// Elements of the rows that a worker is best given at once: 1 MiB of f32, which stays in a core's cache.
+    fn chunk_elements(&self) -> u64 {
+        1 << 18
+    }
+
+    /// What the user should know once the work is done.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// One thread's way to compute rows.
@@ -69,4 +82,7 @@ pub enum DeviceError {
     /// The rows cannot be encoded.
     #[error(transparent)]
     Quant(#[from] QuantError),
+    /// A GPU failed.
+    #[error(transparent)]
+    Cuda(Box<cuda::Failure>),
 }

@@ -11,7 +11,7 @@ use crate::quant::GgmlType;
 const CROP_STEP: u64 = 1 << 18;
 
 /// Mapped rows are read in one piece when that piece is at most this many times as long as the rows wanted.
-const SPAN_FACTOR: u64 = 2;
+pub(super) const SPAN_FACTOR: u64 = 2;
 
 impl Recipe {
     /// Rows `rows` of the result into `out`, which holds exactly `rows.len() * row_len` elements.

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use super::element;
 use super::file::WeightFile;
 use crate::quant::GgmlType;
-use crate::recipe::{ReadError, RowSource, Scratch};
+use crate::recipe::{RawCodes, RawFormat, ReadError, RowSource, Scratch};
 use crate::shape::Shape;
 
 /// Bytes read and decoded in one step: small enough to stay in a core's second-level cache.
@@ -290,6 +290,30 @@ impl RowSource for Stored {
         scratch.give_bytes(whole);
         scratch.give_bytes(bytes);
         result
+    }
+
+    fn raw(&self) -> Option<RawFormat> {
+        let codes = match self.dtype {
+            Dtype::F32 => RawCodes::F32,
+            Dtype::F16 => RawCodes::F16,
+            Dtype::BF16 => RawCodes::BF16,
+            Dtype::I8 => RawCodes::I8,
+            Dtype::F8_E4M3 => RawCodes::E4M3,
+            Dtype::F8_E5M2 => RawCodes::E5M2,
+            _ => return None,
+        };
+        Some(RawFormat::plain(codes))
+    }
+
+    fn read_raw_rows(
+        &self,
+        rows: Range<u64>,
+        codes: &mut [u8],
+        _scales: &mut [f32],
+        _scratch: &mut Scratch,
+    ) -> Result<(), ReadError> {
+        let len = self.shape.row_len();
+        self.read_elements(rows.start * len..rows.end * len, codes)
     }
 
     fn describe(&self) -> String {
