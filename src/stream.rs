@@ -173,12 +173,7 @@ pub fn run(
 }
 
 /// All chunks in source order, without the tensors that no sink wants.
-fn chunks(
-    streams: &[Stream],
-    sinks: &[&dyn Sink],
-    settings: &Settings<'_>,
-    elements: u64,
-) -> Vec<(usize, Range<u64>)> {
+fn chunks(streams: &[Stream], sinks: &[&dyn Sink], settings: &Settings<'_>, elements: u64) -> Vec<(usize, Range<u64>)> {
     let mut chunks = Vec::new();
     for (i, stream) in streams.iter().enumerate() {
         if sinks.iter().all(|s| matches!(s.wants(i), Want::Nothing)) {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::device::Choice;
+
 /// Turns a Hugging Face model and its adapters into a quantized GGUF for llama.cpp and Ollama.
 #[derive(Debug, Parser)]
 #[command(name = "to-gguf", version, about, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
@@ -34,6 +36,8 @@ pub(super) enum Command {
     Template(super::template::TemplateArgs),
     /// Check what Ollama gets, or put it there
     Ollama(super::ollama::OllamaArgs),
+    /// List the GPUs that the driver sees
+    Devices(super::devices::DevicesArgs),
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -167,9 +171,12 @@ pub(super) struct QuantizerArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Running")]
 pub(super) struct RunArgs {
-    /// Where to compute
+    /// Where to compute: auto, cpu, cuda, cuda:N, or several GPUs as cuda:0,1
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
+    /// Bound of the memory that is used of each GPU, such as 4GB [default: half of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub gpu_memory: Option<ByteSize>,
     /// Threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub threads: Option<u16>,
@@ -241,32 +248,25 @@ impl FromStr for LoraArg {
     }
 }
 
-/// `auto`, `cpu` or `cuda[:N]`.
+/// `auto`, `cpu` or `cuda[:N[,M]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum DeviceArg {
-    /// A GPU where there is one and the work is worth it.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// These GPUs; none named means the first.
-    Cuda(Vec<u32>),
-}
+pub(super) struct DeviceArg(pub Choice);
 
 impl FromStr for DeviceArg {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        match s.split_once(':') {
-            None if s == "auto" => Ok(DeviceArg::Auto),
-            None if s == "cpu" => Ok(DeviceArg::Cpu),
-            None if s == "cuda" => Ok(DeviceArg::Cuda(Vec::new())),
-            Some(("cuda", list)) => list
-                .split(',')
-                .map(|n| n.parse().map_err(|_| format!("'{n}' is not a GPU number")))
-                .collect::<Result<_, _>>()
-                .map(DeviceArg::Cuda),
-            _ => Err("expected auto, cpu, cuda or cuda:N".to_owned()),
-        }
+        let choice = match s.split_once(':') {
+            None if s == "auto" => Choice::Auto,
+            None if s == "cpu" => Choice::Cpu,
+            None if s == "cuda" => Choice::Cuda(vec![0]),
+            Some(("cuda", list)) => {
+                let number = |n: &str| n.parse().map_err(|_| format!("'{n}' is not a GPU number"));
+                Choice::Cuda(list.split(',').map(number).collect::<Result<_, _>>()?)
+            }
+            _ => return Err("expected auto, cpu, cuda or cuda:N".to_owned()),
+        };
+        Ok(DeviceArg(choice))
     }
 }
 
@@ -332,7 +332,9 @@ mod tests {
 
     #[test]
     fn devices_are_auto_cpu_or_numbered_gpus() {
-        assert_eq!("cuda:0,1".parse(), Ok(DeviceArg::Cuda(vec![0, 1])));
+        assert_eq!("cuda:0,1".parse(), Ok(DeviceArg(Choice::Cuda(vec![0, 1]))));
+        assert_eq!("cuda".parse(), Ok(DeviceArg(Choice::Cuda(vec![0]))));
+        assert!("cuda:".parse::<DeviceArg>().is_err());
         assert!("tpu".parse::<DeviceArg>().is_err());
     }
 }

@@ -4,13 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::args::{ConvertArgs, DeviceArg, MergeType, SaveMethod};
+use super::args::{ConvertArgs, MergeType, SaveMethod};
 use super::ollama::{self, Way};
 use super::progress::Display;
 use super::{Interrupted, Usage, print};
 use crate::adapter::MergeDtype;
 use crate::convert::{self, AdapterRequest, ConvertError, Method, Request};
-use crate::device::Cpu;
+use crate::device;
 use crate::gguf::SplitLimit;
 use crate::plan::PlanOptions;
 use crate::quant::{ImatrixFilter, KvOverride, QuantName, QuantOptions, TensorTypeRule, weight_type};
@@ -24,7 +24,6 @@ const DEFAULT_QUANT: &str = "q4_k_m";
 
 /// Plans and, unless it is a dry run, converts.
 pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
-    refuse_what_is_not_there(args)?;
     let method = method(args)?;
     if let Some(name) = &args.ollama {
         // Before the work: a bad name should not be found after an hour.
@@ -44,13 +43,17 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         // Without a handler the process ends at once and leaves a temporary file for the next run to sweep.
         let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
         let settings = Settings { threads, max_memory: args.run.max_memory.map(|b| b.0), interrupted: &INTERRUPTED };
+        let gpu_memory = args.run.gpu_memory.map(|b| b.0);
+        let chosen = device::open(&args.run.device.0, job.total_bytes(), threads, gpu_memory)?;
         let display = Display::new(job.total_bytes(), args.run.quiet || args.run.json);
-        let result = job.write(&Cpu, &settings, &display);
+        let result = job.write(&*chosen.device, &settings, &display);
         display.finish();
-        result.map_err(|e| match e {
+        let mut report = result.map_err(|e| match e {
             ConvertError::Stream(StreamError::Interrupted) => anyhow::Error::from(Interrupted),
             other => other.into(),
-        })?
+        })?;
+        report.warnings.extend(chosen.warning);
+        report
     };
     if let Some((name, way)) = ollama_target(args)? {
         let modelfile = report.files.iter().find(|f| f.ends_with("Modelfile"));
@@ -75,14 +78,6 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     // A reader that closed the pipe has seen what it wanted.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)
-}
-
-/// Options that belong to the command line but not to this version are refused by name.
-fn refuse_what_is_not_there(args: &ConvertArgs) -> Result<(), Usage> {
-    if let DeviceArg::Cuda(_) = args.run.device {
-        return Err(Usage("--device cuda: this version computes on the CPU; use --device cpu or auto".to_owned()));
-    }
-    Ok(())
 }
 
 /// How the result is saved.

@@ -2,6 +2,7 @@
 
 mod args;
 mod convert;
+mod devices;
 mod diff;
 mod inspect;
 mod ollama;
@@ -29,6 +30,7 @@ pub fn main() -> ExitCode {
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Template(args)) => template::run(&args),
         Some(Command::Ollama(args)) => ollama::run(&args),
+        Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "to-gguf", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

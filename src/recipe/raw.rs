@@ -111,11 +111,13 @@ impl<'a> RawRows<'a> {
             }
             Piece::Picked { span, picks } => {
                 let n = (span.end - span.start) as usize;
-                let (mut all, mut all_scales) = (scratch.take_bytes(n * row_bytes), scratch.take_floats(n * row_scales));
+                let (mut all, mut all_scales) =
+                    (scratch.take_bytes(n * row_bytes), scratch.take_floats(n * row_scales));
                 let read = self.source.read_raw_rows(span, &mut all, &mut all_scales, scratch);
                 for (at, pick) in picks.enumerate() {
                     codes[at * row_bytes..][..row_bytes].copy_from_slice(&all[pick * row_bytes..][..row_bytes]);
-                    scales[at * row_scales..][..row_scales].copy_from_slice(&all_scales[pick * row_scales..][..row_scales]);
+                    scales[at * row_scales..][..row_scales]
+                        .copy_from_slice(&all_scales[pick * row_scales..][..row_scales]);
                 }
                 scratch.give_bytes(all);
                 scratch.give_floats(all_scales);

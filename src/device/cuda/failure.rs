@@ -17,7 +17,9 @@ pub enum Failure {
         answer: DriverAnswer,
     },
     /// A GPU that is not there was asked for.
-    #[error("--device cuda:{ordinal}: there is no such GPU, the driver sees {count}, numbered from 0; see `to-gguf devices`")]
+    #[error(
+        "--device cuda:{ordinal}: there is no such GPU, the driver sees {count}, numbered from 0; see `to-gguf devices`"
+    )]
     NoSuchGpu {
         /// The number that was given.
         ordinal: u32,
@@ -25,7 +27,9 @@ pub enum Failure {
         count: u32,
     },
     /// The driver cannot load the kernels.
-    #[error("--device cuda: the NVIDIA driver supports CUDA {driver}, but the kernels need CUDA {needs}; update the driver to 525 or later, or use --device cpu")]
+    #[error(
+        "--device cuda: the NVIDIA driver supports CUDA {driver}, but the kernels need CUDA {needs}; update the driver to 525 or later, or use --device cpu"
+    )]
     DriverTooOld {
         /// What the driver supports.
         driver: String,
@@ -65,6 +69,15 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Why there is no GPU, without the option that asked for one and without advice.
+    pub fn cause(&self) -> String {
+        match self {
+            Failure::NoDriver { cause } => format!("there is no NVIDIA driver ({cause})"),
+            Failure::NoDevice { answer } => format!("the NVIDIA driver sees no GPU ({answer})"),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether less memory may help.
     pub(super) fn is_out_of_memory(&self) -> bool {
         matches!(self, Failure::OutOfMemory { .. })

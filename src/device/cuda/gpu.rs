@@ -9,7 +9,13 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::driver::{self, ErrorText};
 use super::failure::{DriverAnswer, Failure};
-use super::kernels::{Kernel, Module, NEEDS_CAPABILITY, NEEDS_CUDA};
+use super::kernels::{Kernel, Module};
+
+/// The version of CUDA whose drivers know the PTX of the kernels.
+const NEEDS_CUDA: (i32, i32) = (12, 0);
+
+/// The compute capability that the PTX is for.
+const NEEDS_CAPABILITY: (i32, i32) = (7, 5);
 
 /// The part of free device memory that is used unless `--gpu-memory` says otherwise: half, since other programs
 /// may start meanwhile, and more makes nothing faster.
@@ -59,11 +65,7 @@ pub fn list() -> Result<Gpus, Failure> {
     let count = Device::num_devices().map_err(told)?;
     let gpus = (0..count).map(|n| info(n).map_err(told)).collect::<Result<Vec<_>, _>>()?;
     let (major, minor) = NEEDS_CUDA;
-    Ok(Gpus {
-        driver: format!("{}.{}", version.major(), version.minor()),
-        needs: format!("{major}.{minor}"),
-        gpus,
-    })
+    Ok(Gpus { driver: format!("{}.{}", version.major(), version.minor()), needs: format!("{major}.{minor}"), gpus })
 }
 
 fn info(ordinal: u32) -> CudaResult<GpuInfo> {

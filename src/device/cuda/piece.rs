@@ -172,7 +172,8 @@ impl<'a> Piece<'a> {
                     Way::Host => 0,
                     _ => encoding.ty.row_bytes(row_len).unwrap_or(0),
                 };
-                let importance = (weighs && importance.get(i).is_none_or(Option::is_some)).then(|| input.take(row_len, 4));
+                let importance =
+                    (weighs && importance.get(i).is_none_or(Option::is_some)).then(|| input.take(row_len, 4));
                 Target { ty: encoding.ty, way, importance, rows: output.take(count * row_bytes, 1) }
             })
             .collect();
@@ -364,8 +365,7 @@ impl<'a> Piece<'a> {
             Way::Blocks(quantizer) => {
                 let rows = self.rows.end - self.rows.start;
                 let importance = target.importance.map_or(Arg::Null, |p| p.arg(Room::Input));
-                let averages =
-                    if quantizer.row_sigma2 { self.mean_squares.arg(Room::Values) } else { Arg::Null };
+                let averages = if quantizer.row_sigma2 { self.mean_squares.arg(Room::Values) } else { Arg::Null };
                 let args = [values, importance, averages, out, Arg::U64(rows), Arg::U64(self.row_len)];
                 staging.launch(&quantizer.kernel, self.elements() / target.ty.geometry().elements, &args)
             }

@@ -60,13 +60,12 @@ impl<'d> CudaWorker<'d> {
         }
     }
 
-    /// Whether sending these rows to the GPU saves anything.
+    /// Whether sending these rows to the GPU saves anything. Stored blocks that are copied as they are never go.
     fn is_worth_it(job: &Job<'_>, parts: &[RawPart<'_>]) -> bool {
-        let Job { recipe, encodings, .. } = job;
-        let copied = recipe.native().is_some_and(|native| encodings.iter().all(|e| e.ty == native));
-        let merged = || parts.iter().any(|p| p.form.as_ref().is_some_and(|f| !f.deltas().is_empty()));
-        let blocks = || encodings.iter().any(is_quantized_there);
-        !(copied && !encodings.is_empty()) && !job.rows.is_empty() && (blocks() || merged())
+        let copies = job.recipe.native().is_some_and(|native| job.encodings.iter().any(|e| e.ty == native));
+        let merges = || parts.iter().any(|p| p.form.as_ref().is_some_and(|f| !f.deltas().is_empty()));
+        let quantizes = || job.encodings.iter().any(is_quantized_there);
+        !copies && !job.rows.is_empty() && (quantizes() || merges())
     }
 
     fn compute(&mut self, job: &Job<'_>, parts: &[RawPart<'_>], to: &mut Results<'_>) -> Result<(), DeviceError> {
