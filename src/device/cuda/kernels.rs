@@ -105,7 +105,7 @@ pub const ROW_RATIOS: Kernel = kernel("row_ratios", Module::Merge, 128, 32);
 /// Multiplies rows.
 pub const SCALE_ROWS: Kernel = elements("scale_rows", Module::Merge);
 /// Adds the squares of columns to running sums. Items are columns.
-pub const COLUMN_SQUARES: Kernel = kernel("column_squares", Module::Merge, 256, 256);
+pub const COLUMN_SQUARES: Kernel = kernel("column_squares", Module::Merge, 128, 128);
 /// DoRA's magnitude over norm of each column. Items are columns.
 pub const COLUMN_RATIOS: Kernel = elements("column_ratios", Module::Merge);
 /// Multiplies columns.
