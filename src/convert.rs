@@ -2,6 +2,7 @@
 //!
 //! [`plan`] reads headers only and decides everything; [`Job::write`] is all that touches weights or writes files.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -104,7 +105,7 @@ impl Conversion {
     }
 
     fn streams(&self) -> Vec<Stream> {
-        self.model.recipes().map(|(name, recipe)| Stream { name: name.to_owned(), recipe: recipe.clone() }).collect()
+        self.model.recipes().into_iter().map(|(name, recipe)| Stream { name: name.to_owned(), recipe }).collect()
     }
 }
 
@@ -114,7 +115,10 @@ impl Job for Conversion {
     }
 
     fn total_bytes(&self) -> u64 {
-        stream::total_bytes(&self.streams())
+        let used: HashSet<usize> =
+            self.types.iter().flat_map(|o| &o.plan.files).flat_map(|f| &f.tensors).map(|t| t.target.stream).collect();
+        let streams = self.streams().into_iter().enumerate().filter(|(i, _)| used.contains(i)).map(|(_, s)| s);
+        stream::total_bytes(&streams.collect::<Vec<_>>())
     }
 
     fn write(

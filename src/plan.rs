@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::arch::ConvertedTensor;
+use crate::arch::{ConvertedTensor, Stored};
 use crate::gguf::{Layout, LayoutError, Metadata, SplitLimit, TensorInfo, Value, split};
 use crate::quant::{FileType, GgmlType, Imatrix, QuantName, QuantOptions, QuantPlan, QuantPlanError, SourceTensor};
-use crate::recipe::Recipe;
+use crate::recipe::{Elementwise, Recipe};
 use crate::report::OutputReport;
 use crate::save::GgufTarget;
 
@@ -57,24 +57,59 @@ struct Look<'a> {
     /// The type in a lossless GGUF of the model.
     own: GgmlType,
     part: usize,
+    /// The stream of its rows, for each kind of file.
+    streams: Streams,
+}
+
+/// Which streams of the model make a tensor's rows. They differ where llama.cpp's converter decodes a packed weight
+/// to more bits than its library does, and writes them: a plain file holds those, and the quantizer gets them
+/// rounded to the type of the model's own GGUF.
+#[derive(Clone, Copy, Debug)]
+struct Streams {
+    /// For a file that the converter writes.
+    plain: usize,
+    /// For one that the quantizer makes of it.
+    quantized: usize,
 }
 
 impl Model {
     fn looks(&self) -> Vec<Look<'_>> {
         match &self.tensors {
-            Tensors::Converted { tensors, .. } => tensors
-                .iter()
-                .map(|t| Look { name: &t.name, recipe: &t.recipe, own: t.stored_type(t.recipe.precision()), part: 0 })
-                .collect(),
+            Tensors::Converted { tensors, auto } => {
+                let mut next = tensors.len();
+                let mut look = |(i, t): (usize, &'_ ConvertedTensor)| {
+                    let twofold = t.recipe.as_converted().is_some();
+                    let own = t.stored_type(if twofold { *auto } else { t.recipe.precision() });
+                    let streams = Streams { plain: next, quantized: next + 1 };
+                    next += if twofold { 2 } else { 0 };
+                    (own, if twofold { streams } else { Streams { plain: i, quantized: i } })
+                };
+                let decided: Vec<_> = tensors.iter().enumerate().map(&mut look).collect();
+                let looks = tensors.iter().zip(decided);
+                looks
+                    .map(|(t, (own, streams))| Look { name: &t.name, recipe: &t.recipe, own, part: 0, streams })
+                    .collect()
+            }
             Tensors::Stored(tensors) => {
-                tensors.iter().map(|t| Look { name: &t.name, recipe: &t.recipe, own: t.kind, part: t.part }).collect()
+                let look = |(i, t): (usize, &'_ StoredTensor)| (t.kind, t.part, Streams { plain: i, quantized: i });
+                let decided: Vec<_> = tensors.iter().enumerate().map(look).collect();
+                let looks = tensors.iter().zip(decided);
+                looks
+                    .map(|(t, (own, part, streams))| Look { name: &t.name, recipe: &t.recipe, own, part, streams })
+                    .collect()
             }
         }
     }
 
-    /// Names and recipes, in order: the streams of the engine.
-    pub fn recipes(&self) -> impl Iterator<Item = (&str, &Recipe)> {
-        self.looks().into_iter().map(|l| (l.name, l.recipe))
+    /// Names and recipes, in order: the streams of the engine. After those of the tensors come those of packed
+    /// weights as the converter decodes them, each followed by itself rounded to the type of the model's own GGUF.
+    pub fn recipes(&self) -> Vec<(&str, Recipe)> {
+        let looks = self.looks();
+        let twofold = looks.iter().filter_map(|l| Some((l, l.recipe.as_converted()?))).flat_map(|(l, converted)| {
+            let rounded = converted.clone().map(Elementwise::Round(l.own));
+            [(l.name, converted), (l.name, rounded)]
+        });
+        looks.iter().map(|l| (l.name, l.recipe.clone())).chain(twofold).collect()
     }
 
     /// Elements of all tensors.
@@ -186,15 +221,18 @@ fn converted(
     options: &PlanOptions,
 ) -> Result<TypePlan, PlanError> {
     let mut metadata = model.metadata.clone();
-    metadata.set("general.file_type", Value::U32(file_type as u32));
+    // The converter names a file after the packed blocks that it copied.
+    let holds = |ty| tensors.iter().any(|t| t.stored == Stored::Fixed(ty) && t.recipe.native() == Some(ty));
+    let told = if holds(GgmlType::MXFP4) { FileType::MXFP4_MOE } else { file_type };
+    metadata.set("general.file_type", Value::U32(told as u32));
     for o in &options.quant.override_kv {
         metadata.set(o.key.clone(), o.value.clone());
     }
     let planned = tensors
         .iter()
-        .enumerate()
-        .map(|(stream, t)| {
-            let kind = t.stored_type(output);
+        .zip(model.looks())
+        .map(|(t, look)| {
+            let (kind, stream) = (t.stored_type(output), look.streams.plain);
             PlannedTensor {
                 info: TensorInfo { name: t.name.clone(), shape: t.recipe.shape().clone(), kind },
                 target: GgufTarget { stream, ty: kind, importance: None },
@@ -232,7 +270,7 @@ fn quantized(
                 });
                 PlannedTensor {
                     info: TensorInfo { name: d.name.clone(), shape: d.shape.clone(), kind: d.to },
-                    target: GgufTarget { stream: d.source, ty: d.to, importance: weights.map(Arc::from) },
+                    target: GgufTarget { stream: looks[d.source].streams.quantized, ty: d.to, importance: weights.map(Arc::from) },
                 }
             })
             .collect()

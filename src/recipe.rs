@@ -111,6 +111,12 @@ pub trait RowSource: Send + Sync {
         Err(ReadError::new(self.describe(), "has no raw rows"))
     }
 
+    /// The same tensor as llama.cpp's converter decodes it, where that keeps bits of a packed weight which the
+    /// library that packed it rounds away.
+    fn as_converted(&self) -> Option<Arc<dyn RowSource>> {
+        None
+    }
+
     /// What to call this tensor in messages: file and name.
     fn describe(&self) -> String;
 }
@@ -241,6 +247,38 @@ impl Recipe {
     pub fn with_precision(mut self, precision: GgmlType) -> Self {
         self.precision = precision;
         self
+    }
+
+    /// The same recipe over what llama.cpp's converter decodes, where that differs from what the library of a packed
+    /// format does. A merge stands on the library's values, since those are what the adapter was trained on.
+    pub fn as_converted(&self) -> Option<Recipe> {
+        let node = match &*self.node {
+            Node::Source(tensor) => Node::Source(tensor.as_converted()?),
+            Node::Rows { input, map } => Node::Rows { input: input.as_converted()?, map: map.clone() },
+            Node::Concat { parts, starts } => {
+                let converted: Vec<_> = parts.iter().map(Recipe::as_converted).collect();
+                converted.iter().any(Option::is_some).then_some(())?;
+                let parts = converted.into_iter().zip(parts).map(|(c, part)| c.unwrap_or_else(|| part.clone()));
+                Node::Concat { parts: parts.collect(), starts: starts.clone() }
+            }
+            Node::Transpose(input) => Node::Transpose(input.as_converted()?),
+            Node::Map { input, op } => Node::Map { input: input.as_converted()?, op: *op },
+            Node::Columns { input, start } => Node::Columns { input: input.as_converted()?, start: *start },
+            Node::Reshape(input) => Node::Reshape(input.as_converted()?),
+            Node::Merge { .. } | Node::Constant(_) => return None,
+        };
+        Some(Recipe { shape: self.shape.clone(), precision: self.precision, node: Arc::new(node) })
+    }
+
+    /// Whether an adapter changes any of the rows.
+    pub fn is_merged(&self) -> bool {
+        match &*self.node {
+            Node::Merge { .. } => true,
+            Node::Source(_) | Node::Constant(_) => false,
+            Node::Concat { parts, .. } => parts.iter().any(Recipe::is_merged),
+            Node::Rows { input, .. } | Node::Map { input, .. } | Node::Columns { input, .. } => input.is_merged(),
+            Node::Transpose(input) | Node::Reshape(input) => input.is_merged(),
+        }
     }
 }
 

@@ -8,8 +8,10 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::adapter::{NotFinite, check_rows, encoded_finite};
 use crate::device::{Device, DeviceError, Encoding};
-use crate::recipe::Recipe;
+use crate::quant::GgmlType;
+use crate::recipe::{Recipe, Scratch};
 
 #[cfg(test)]
 mod tests;
@@ -98,6 +100,15 @@ pub enum StreamError {
         #[source]
         cause: DeviceError,
     },
+    /// A merged value is none that the type of the file can hold.
+    #[error("tensor '{tensor}': {cause}")]
+    Cast {
+        /// The tensor, by its output name.
+        tensor: String,
+        /// Where, why, and what to do.
+        #[source]
+        cause: NotFinite,
+    },
     /// A sink failed.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -141,6 +152,7 @@ pub fn run(
     progress: &dyn Progress,
 ) -> Result<(), StreamError> {
     let chunks = chunks(streams, sinks, settings, device.chunk_elements());
+    let merged: Vec<bool> = streams.iter().map(|s| s.recipe.is_merged()).collect();
     let next = AtomicUsize::new(0);
     let failure: Mutex<Option<StreamError>> = Mutex::new(None);
     let stopped = AtomicBool::new(false);
@@ -163,7 +175,7 @@ pub fn run(
             }
             let Some((tensor, rows)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
             let stream = &streams[*tensor];
-            if let Err(e) = thread.chunk(*tensor, stream, rows.clone()) {
+            if let Err(e) = thread.chunk(*tensor, stream, rows.clone(), merged[*tensor]) {
                 return fail(e);
             }
             progress.advance(&stream.name, stream.bytes(rows.end - rows.start));
@@ -199,8 +211,9 @@ impl<'a> Thread<'a> {
         Ok(Thread { worker: device.worker()?, sinks, outputs: Vec::new(), values: Vec::new() })
     }
 
-    /// Makes one chunk and hands it to every sink that wants it. Equal encodings are made once.
-    fn chunk(&mut self, tensor: usize, stream: &Stream, rows: Range<u64>) -> Result<(), StreamError> {
+    /// Makes one chunk and hands it to every sink that wants it. Equal encodings are made once; merged rows are
+    /// checked before any sink gets them.
+    fn chunk(&mut self, tensor: usize, stream: &Stream, rows: Range<u64>, merged: bool) -> Result<(), StreamError> {
         let mut encodings: Vec<Encoding<'_>> = Vec::new();
         let mut wanted_values = false;
         let wants: Vec<_> = self
@@ -236,6 +249,11 @@ impl<'a> Thread<'a> {
                 wanted_values.then_some(&mut self.values),
             )
             .map_err(|cause| StreamError::Rows { tensor: stream.name.clone(), cause })?;
+        if merged {
+            for (encoding, bytes) in encodings.iter().zip(&self.outputs) {
+                check_cast(stream, &rows, encoding.ty, bytes)?;
+            }
+        }
         for (sink, (want, slot)) in self.sinks.iter().zip(wants) {
             match want {
                 Want::Nothing => {}
@@ -245,4 +263,20 @@ impl<'a> Thread<'a> {
         }
         Ok(())
     }
+}
+
+/// Checks encoded rows of plain numbers; those of blocks are checked where they are made. Only rows that fail are
+/// evaluated again, to say where and why.
+fn check_cast(stream: &Stream, rows: &Range<u64>, ty: GgmlType, encoded: &[u8]) -> Result<(), StreamError> {
+    if encoded_finite(ty, encoded) {
+        return Ok(());
+    }
+    let row_len = stream.recipe.shape().row_len();
+    let mut values = vec![0f32; ((rows.end - rows.start) * row_len) as usize];
+    stream
+        .recipe
+        .rows(rows.clone(), &mut values, &mut Scratch::default())
+        .map_err(|e| StreamError::Rows { tensor: stream.name.clone(), cause: e.into() })?;
+    check_rows(&values, row_len as usize, rows.start, ty)
+        .map_err(|cause| StreamError::Cast { tensor: stream.name.clone(), cause })
 }

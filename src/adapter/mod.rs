@@ -36,7 +36,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use change::{MergeDtype, Meter};
-pub use check::{NotFinite, all_finite, check_rows};
+pub use check::{NotFinite, all_finite, check_rows, encoded_finite};
 pub use config::AdapterConfig;
 pub use error::{AdapterError, Mismatch};
 pub use plan::apply;

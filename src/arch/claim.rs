@@ -245,8 +245,9 @@ impl Claims<'_> {
         Ok(())
     }
 
-    /// All tensors have been met: nothing may be left over.
-    fn finish(self) -> Result<Claimed, ArchError> {
+    /// All tensors have been met: nothing may be left over. Packed blocks that are copied come first: the converter
+    /// writes them while it still reads headers.
+    fn finish(mut self) -> Result<Claimed, ArchError> {
         if !self.unknown.is_empty() {
             const SHOWN: usize = 5;
             let mut names = self.unknown[..self.unknown.len().min(SHOWN)].join(", ");
@@ -275,6 +276,7 @@ impl Claims<'_> {
                 }
             }
         }
+        self.out.tensors.sort_by_key(|t| !matches!(t.stored, Stored::Fixed(ty) if t.recipe.native() == Some(ty)));
         Ok(self.out)
     }
 }

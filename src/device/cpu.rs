@@ -69,7 +69,8 @@ impl Worker for CpuWorker {
                     row_len as usize,
                     importance,
                     &mut out[part(row_bytes)],
-                )?;
+                )
+                .map_err(|e| e.from_row(row as usize))?;
                 row = end;
             }
         }

@@ -153,6 +153,16 @@ pub enum QuantError {
     },
 }
 
+impl QuantError {
+    /// The same error about rows that begin at row `first` of a tensor.
+    pub fn from_row(mut self, first: usize) -> Self {
+        if let QuantError::NotFinite { row, .. } | QuantError::ScaleNotFinite { row, .. } = &mut self {
+            *row += first;
+        }
+        self
+    }
+}
+
 /// Which code computes the bytes. All give the same; the default is the fastest that this CPU runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {

@@ -63,6 +63,8 @@ pub enum Elementwise {
     Scale(f32),
     /// `-exp(x)`
     NegExp,
+    /// Rounded to the nearest number of this type, F16 or BF16, ties to even.
+    Round(GgmlType),
 }
 
 impl Elementwise {
@@ -72,6 +74,9 @@ impl Elementwise {
             Elementwise::Scale(c) => x * c,
             // Through f64, so that every platform rounds the same.
             Elementwise::NegExp => -(f64::from(x).exp() as f32),
+            Elementwise::Round(GgmlType::BF16) => half::bf16::from_f32(x).to_f32(),
+            Elementwise::Round(GgmlType::F16) => half::f16::from_f32(x).to_f32(),
+            Elementwise::Round(_) => x,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::device::Cpu;
 use crate::gguf::{GgufFile, Layout, Metadata, TensorInfo};
 use crate::quant::GgmlType;
-use crate::recipe::{ReadError, RowSource, Scratch};
+use crate::recipe::{Delta, ReadError, RowSource, Scratch};
 use crate::save::{GgufSink, GgufTarget, OutputSet};
 use crate::shape::Shape;
 
@@ -87,4 +87,45 @@ fn a_failing_tensor_is_named_and_no_file_appears() {
     let streams = [stream("a", &[100, 32], None), stream("b", &[100, 32], Some(99))];
     let error = write(&streams, &[GgmlType::F16, GgmlType::F16], 2, Some(5_000)).unwrap_err();
     assert_eq!(error.to_string(), "tensor 'b': waves: the file ends early");
+}
+
+/// Adds a number to one element.
+struct Spike {
+    row: u64,
+    value: f32,
+}
+
+impl Delta for Spike {
+    fn apply(&self, base: &Recipe, rows: Range<u64>, values: &mut [f32], _: &mut Scratch) -> Result<(), ReadError> {
+        if rows.contains(&self.row) {
+            values[((self.row - rows.start) * base.shape().row_len() + 3) as usize] = self.value;
+        }
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        "a spike".to_owned()
+    }
+}
+
+#[test]
+fn merged_values_that_the_output_type_cannot_hold_are_named() {
+    let merged = |value| {
+        let plain = stream("a", &[100, 32], None);
+        let recipe = plain.recipe.merged(vec![Arc::new(Spike { row: 77, value })]).reshape(Shape::matrix(50, 64));
+        [Stream { name: plain.name, recipe: recipe.unwrap() }]
+    };
+    let told = |value, ty| write(&merged(value), &[ty], 2, Some(5_000)).map(|_| ()).map_err(|e| e.to_string());
+    let words = |told: Result<(), String>, words: &[&str]| {
+        let told = told.unwrap_err();
+        assert!(words.iter().all(|w| told.contains(w)), "{told}");
+    };
+    words(told(70_000.0, GgmlType::F16), &["tensor 'a'", "row 38, column 35", "7e4 is too large for F16", "--quant"]);
+    words(told(f32::MAX, GgmlType::BF16), &["tensor 'a'", "row 38, column 35", "too large for BF16"]);
+    words(told(f32::NAN, GgmlType::F32), &["tensor 'a'", "row 38, column 35", "NaN", "intact"]);
+    words(told(1e38, GgmlType::Q8_0), &["tensor 'a'", "row 38", "scale of Q8_0 block 1", "BF16"]);
+    words(told(f32::INFINITY, GgmlType::Q4_0), &["tensor 'a'", "row 38 has inf at column 35"]);
+    for ty in [GgmlType::F32, GgmlType::BF16, GgmlType::Q8_0, GgmlType::Q4_0] {
+        assert_eq!(told(70_000.0, ty), Ok(()), "{ty}");
+    }
 }

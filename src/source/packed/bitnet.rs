@@ -34,7 +34,13 @@ pub(super) fn unpack(shelf: &mut Shelf) -> Result<(), SourceError> {
         };
         let shape = shelf.shape(&name, [quarter.saturating_mul(4), cols])?;
         let precision = type_of(&scale);
-        shelf.put(&name, &name, Ternary { shape, precision, codes, scale, divide })?;
+        let weight = Ternary { shape, precision, codes, scale, divide };
+        if divide {
+            // The quotient is not a number of the scale's type.
+            shelf.put_rounded(&name, &name, weight, GgmlType::F32)?;
+        } else {
+            shelf.put(&name, &name, weight)?;
+        }
     }
     Ok(())
 }
@@ -53,7 +59,6 @@ impl RowSource for Ternary {
     }
 
     fn precision(&self) -> GgmlType {
-        // The quotient is not a number of the scale's type.
         if self.divide { GgmlType::F32 } else { self.precision }
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::fields::{Layout, e2m1_pairs};
 use super::grid::{Adjust, Codes, Grid, Scales, Zeros};
+use super::rounded::Rounded;
 use super::{Shelf, SourceError, type_of};
 use crate::quant::GgmlType;
 use crate::source::stored::Stored;
@@ -86,11 +87,11 @@ fn unpack_plain(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
     }
     let scales = Scales::fit(shelf, &name, &shape, scale, block)?;
     let groups = shelf.take(&format!("{name}_g_idx"));
-    let mut grid = Grid::new(shape, Codes::Elements(codes), scales, precision);
+    let mut grid = Grid::new(shape, Codes::Elements(codes), scales, GgmlType::F32);
     // The zero points of floats are all zero.
     grid.zeros = zeros.filter(|z| z.dtype() == Dtype::I8).map(Zeros::Elements);
     grid.groups = check_groups(shelf, &name, groups, grid.shape.row_len())?;
-    shelf.put(&name, &name, grid)
+    shelf.put_rounded(&name, &name, grid, precision)
 }
 
 fn check_groups(
@@ -152,7 +153,7 @@ fn unpack_packed(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
     let scales = Scales::fit(shelf, &name, &shape, scale, None)?;
     let zeros = shelf.take(&format!("{name}_zero_point"));
     let groups = shelf.take(&format!("{name}_g_idx"));
-    let mut grid = Grid::new(shape, Codes::Fields { bytes, bits, layout, offset }, scales, precision);
+    let mut grid = Grid::new(shape, Codes::Fields { bytes, bits, layout, offset }, scales, GgmlType::F32);
     if let Some(z) = zeros {
         let columns = grid.scales.columns();
         shelf.check_shape(&name, &z, &[layout.words(bits, rows), columns])?;
@@ -160,5 +161,5 @@ fn unpack_packed(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
         grid.zeros = Some(Zeros::Columns { bytes, bits, layout, columns, offset });
     }
     grid.groups = check_groups(shelf, &name, groups, cols)?;
-    shelf.append(&name, grid)
+    shelf.append(&name, Rounded::new(grid, precision))
 }

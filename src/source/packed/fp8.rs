@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use super::fields::e2m1_pairs;
 use super::grid::{Codes, Grid, Scales};
 use super::{Shelf, SourceError};
+use crate::quant::GgmlType;
 
 /// Side tensors of activations and caches.
 const IGNORED: [&str; 8] = [
@@ -71,7 +72,7 @@ pub(super) fn unpack(shelf: &mut Shelf) -> Result<(), SourceError> {
             let shape = shelf.shape(&name, dims)?;
             let scales = Scales::fit(shelf, &name, &shape, scale, block)?;
             let model = shelf.model;
-            shelf.put(&name, &name, Grid::new(shape, codes, scales, model))?;
+            shelf.put_rounded(&name, &name, Grid::new(shape, codes, scales, GgmlType::F32), model)?;
         }
     }
     Ok(())

@@ -15,11 +15,11 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::fields::{Layout, word};
+use super::rounded::Rounded;
 use super::{Shelf, SourceError, awq, type_of};
 use crate::quant::GgmlType;
 use crate::recipe::{ReadError, RowSource, Scratch};
 use crate::shape::Shape;
-use crate::source::element;
 use crate::source::stored::Stored;
 
 /// How stored zero points become zero points.
@@ -106,8 +106,8 @@ fn unpack_module(shelf: &mut Shelf, module: &str, rule: ZeroRule) -> Result<(), 
     };
     let shape = shelf.shape(module, [out, inputs])?;
     let precision = type_of(&scales);
-    let source = Gptq { shape, precision, bits, rule, qweight, qzeros, scales, group, groups };
-    shelf.append(&format!("{module}.weight"), source)
+    let source = Gptq { shape, bits, rule, qweight, qzeros, scales, group, groups };
+    shelf.append(&format!("{module}.weight"), Rounded::new(source, precision))
 }
 
 /// Which group a column is in.
@@ -120,7 +120,6 @@ enum Group {
 
 struct Gptq {
     shape: Shape,
-    precision: GgmlType,
     bits: u32,
     rule: ZeroRule,
     qweight: Stored,
@@ -180,7 +179,7 @@ impl RowSource for Gptq {
     }
 
     fn precision(&self) -> GgmlType {
-        self.precision
+        GgmlType::F32
     }
 
     fn read_rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
@@ -225,7 +224,6 @@ impl RowSource for Gptq {
         scratch.give_bytes(strip);
         scratch.give_floats(scales);
         scratch.give_floats(zeros);
-        element::round_all(self.precision, out);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ mod hqq;
 mod modelopt;
 mod mxfp4;
 mod quanto;
+mod rounded;
 mod torchao;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ use serde_json::Value;
 use super::folder::{StoredTensors, read_json};
 use super::stored::Stored;
 use super::{SourceError, TensorSet};
+use rounded::Rounded;
 use crate::quant::GgmlType;
 use crate::recipe::{Recipe, RowSource};
 use crate::shape::Shape;
@@ -247,6 +249,17 @@ impl Shelf<'_> {
     /// Puts a decoded tensor in the place of `codes`.
     fn put(&mut self, codes: &str, name: &str, source: impl RowSource + 'static) -> Result<(), SourceError> {
         self.put_recipe(codes, name, Recipe::source(Arc::new(source)))
+    }
+
+    /// As [`Shelf::put`], for values in f32 that the library then rounds to `precision`.
+    fn put_rounded(
+        &mut self,
+        codes: &str,
+        name: &str,
+        source: impl RowSource + 'static,
+        precision: GgmlType,
+    ) -> Result<(), SourceError> {
+        self.put(codes, name, Rounded::new(source, precision))
     }
 
     fn put_recipe(&mut self, codes: &str, name: &str, recipe: Recipe) -> Result<(), SourceError> {

@@ -8,7 +8,9 @@ use safetensors::Dtype;
 
 use super::fields::e2m1_pairs;
 use super::grid::{Adjust, Codes, Grid, Scales};
+use super::rounded::Rounded;
 use super::{Shelf, SourceError};
+use crate::quant::GgmlType;
 
 /// What activations and caches leave behind.
 const IGNORED: [&str; 5] = [".input_scale", ".k_scale", ".v_scale", ".output_scale", "._amax"];
@@ -33,8 +35,12 @@ pub(super) fn unpack(shelf: &mut Shelf) -> Result<(), SourceError> {
         let grid = match (codes.dtype(), factor) {
             (Dtype::F8_E4M3, None) => {
                 let shape = shelf.shape(&name, dims)?;
-                let scales = Scales::fit(shelf, &name, &shape, scale, None)?.adjusted(Adjust::Round(model));
-                Grid::new(shape, Codes::Elements(codes), scales, model)
+                let fit = || Scales::fit(shelf, &name, &shape, scale.clone(), None);
+                let (rounded, plain) = (fit()?.adjusted(Adjust::Round(model)), fit()?);
+                let grid = |scales| Grid::new(shape.clone(), Codes::Elements(codes.clone()), scales, GgmlType::F32);
+                let both = Rounded::beside(grid(rounded), grid(plain), model);
+                shelf.put(&name, &name, both)?;
+                continue;
             }
             (Dtype::U8, Some(factor)) => {
                 if let Some(last) = dims.last_mut() {
