@@ -270,7 +270,11 @@ fn quantized(
                 });
                 PlannedTensor {
                     info: TensorInfo { name: d.name.clone(), shape: d.shape.clone(), kind: d.to },
-                    target: GgufTarget { stream: looks[d.source].streams.quantized, ty: d.to, importance: weights.map(Arc::from) },
+                    target: GgufTarget {
+                        stream: looks[d.source].streams.quantized,
+                        ty: d.to,
+                        importance: weights.map(Arc::from),
+                    },
                 }
             })
             .collect()

@@ -164,11 +164,20 @@ fn a_sum_that_overflows_says_so() {
 fn a_rank_that_contradicts_the_config_is_named() {
     refused(|c, _| c["r"] = json!(8), &["has rank 16", "says 8", "lora_A.weight"]);
     refused(|c, _| c["rank_pattern"] = json!({"q_proj": 4}), &["q_proj.lora_A.weight has rank 16", "says 4"]);
+    refused(|c, _| c["r"] = json!(4_000_000_000u64), &["has rank 16", "says 4000000000"]);
+    let empty = |c: &mut Value, t: &mut Tensors| {
+        c["rank_pattern"] = json!({"layers.0.self_attn.q_proj": 0});
+        t.insert(format!("{Q}.lora_A.weight"), (vec![0, 256], vec![]));
+        t.insert(format!("{Q}.lora_B.weight"), (vec![256, 0], vec![]));
+    };
+    refused(empty, &["q_proj.lora_A.weight", "rank 0", "incomplete"]);
 }
 
 #[test]
 fn settings_of_impossible_values_are_named() {
     refused(|c, _| c["lora_alpha"] = json!("much"), &["adapter_config.json: lora_alpha is \"much\""]);
+    refused(|c, _| c["lora_alpha"] = json!([16]), &["adapter_config.json: lora_alpha is [16], not a number"]);
+    refused(|c, _| c["alpha_pattern"] = json!({"q_proj": "16"}), &["alpha_pattern gives \"q_proj\" no number"]);
     refused(|c, _| c["rank_pattern"] = json!({"(": 4}), &["rank_pattern has \"(\""]);
     refused(|c, _| c["peft_type"] = json!(7), &["peft_type is 7"]);
     refused(|c, _| c["layer_replication"] = json!([[0, 9]]), &["layer_replication repeats layer 4", "has 4"]);
@@ -262,4 +271,23 @@ fn what_looks_wrong_is_told_without_stopping() {
     });
     let closing = merge(zero.path()).unwrap().closing_warnings().join("\n");
     assert!(closing.contains("changes next to nothing"), "{closing}");
+}
+
+#[test]
+fn one_of_several_adapters_in_a_file_is_chosen_by_a_last_word() {
+    let folder = crafted(|_, t| {
+        let plain: Vec<String> = t.keys().filter(|n| n.contains("lora_")).cloned().collect();
+        for name in plain {
+            let tensor = t.remove(&name).unwrap();
+            let doubled = (tensor.0.clone(), tensor.1.iter().map(|v| v * 2.0).collect());
+            t.insert(name.replace(".weight", ".poetry.weight"), tensor);
+            t.insert(name.replace(".weight", ".prose.weight"), doubled);
+        }
+        t.retain(|n, _| n.contains("lora_"));
+    });
+    check(&merge(folder.path()).unwrap_err(), &["holds several adapters (poetry, prose)", "name one of them"]);
+    let adapter = |name: &str| Adapter::open(&folder.path().join(name), None);
+    assert!(adapter("poetry").unwrap().label().ends_with("(poetry)"));
+    assert_eq!(adapter("prose").unwrap().path(), folder.path());
+    check(&adapter("drama").unwrap_err().to_string(), &["drama", "poetry, prose"]);
 }

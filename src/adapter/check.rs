@@ -57,7 +57,9 @@ pub fn check_rows(values: &[f32], row_len: usize, first_row: u64, output: GgmlTy
     let Some(at) = values.iter().position(|v| !cast(*v).is_finite()) else { return Ok(()) };
     let value = values[at];
     let cause = if value.is_finite() {
-        format!("the merged value {value:e} is too large for {output}; choose --quant f32, or bf16 if it is f16 that overflows")
+        format!(
+            "the merged value {value:e} is too large for {output}; choose --quant f32, or bf16 if it is f16 that overflows"
+        )
     } else {
         format!("the merged value is {value}; the model or the adapter is damaged: use an intact copy")
     };

@@ -105,7 +105,7 @@ impl Contents {
                 return Err(AdapterError::Unfit {
                     adapter: label.to_string(),
                     what: "its file".into(),
-                    cause: format!("holds several adapters ({}); name one of them", several.join(", ")),
+                    cause: format!("holds several adapters ({}); name one of them, as FOLDER/NAME", several.join(", ")),
                 });
             }
         };

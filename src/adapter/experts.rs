@@ -206,7 +206,9 @@ fn whole(
         let factors = (0..size.0).map(|e| stack.factors(e, 0..size.1)).collect::<Result<_, _>>()?;
         Effect::Adds(Box::new(ExpertDeltas { factors, rows: size.1 }))
     };
-    cx.edit(&target, &format!("{module}.{parameter}"), Edit::new("LoRA of experts", rank, &[a, b], effect));
+    // PEFT rounds the delta of a parameter to the model's type before it adds it.
+    let edit = Edit { rounds_addend: true, ..Edit::new("LoRA of experts", rank, &[a, b], effect) };
+    cx.edit(&target, &format!("{module}.{parameter}"), edit);
     Ok(())
 }
 
@@ -232,7 +234,8 @@ fn split(
             }
             let effect = Effect::LowRank(stack.factors(expert as u64, row..row + count)?);
             let path = format!("{module}.{parameter} ({})", last_word(target.name.trim_end_matches(".weight")));
-            cx.edit(target, &path, Edit::new("LoRA of experts", Some(stack.rank), &[a, b], effect));
+            let edit = Edit { rounds_addend: true, ..Edit::new("LoRA of experts", Some(stack.rank), &[a, b], effect) };
+            cx.edit(target, &path, edit);
             row += count;
         }
     }

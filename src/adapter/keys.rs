@@ -1,11 +1,11 @@
 //! The names of tensors in an adapter's file, taken apart: which module, which parameter of the adapter.
 //!
 //! PEFT writes `base_model.model.<module>.<parameter>[.<adapter>][.weight]`, and trained modules of the model
-//! itself as `base_model.model.<module>.weight`. Wrappers of torch.compile, FSDP and DDP leave their own words
+//! itself as `base_model.model.<module>.weight`. Wrappers of torch.compile, FSDP, DDP and checkpointing leave their words
 //! in the names; PEFT's wrappers leave `base_layer`, `modules_to_save` and `original_module`.
 
 /// Words that wrappers put into names, and that mean nothing here.
-const WRAPPERS: [&str; 2] = ["_orig_mod", "_fsdp_wrapped_module"];
+const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 /// How the parameters of adapters begin. Only `token_adapter` is a word of its own.
 const PARAMETERS: [&str; 16] = [
@@ -66,6 +66,10 @@ impl Key {
         };
         let is_parameter = |w: &&str| PARAMETERS.iter().any(|p| w.starts_with(p));
         match words.iter().position(is_parameter) {
+            // The embedding itself, of a resized vocabulary, under a wrapper that retrains some of its rows.
+            Some(at) if matches!(words[at..], ["token_adapter", "base_layer", _]) => {
+                Self::saved(&[&words[..at], &words[at + 2..]].concat())
+            }
             Some(at) => Self::parameter(&words[..at], &words[at..]),
             None => Self::saved(words),
         }
@@ -166,9 +170,17 @@ mod tests {
             "_orig_mod.base_model.model.lm_head.modules_to_save.default.weight",
             "base_model.model._fsdp_wrapped_module.lm_head._fsdp_wrapped_module.modules_to_save.default.weight",
             "module.base_model.model.lm_head.modules_to_save.default.weight",
+            "base_model.model._checkpoint_wrapped_module.lm_head.modules_to_save.default.weight",
         ] {
             is(name, "lm_head", 0, Part::Saved("weight".into()), Some("default"));
         }
+        is(
+            "base_model.model.m.embed.token_adapter.base_layer.weight",
+            "m.embed",
+            0,
+            Part::Saved("weight".into()),
+            None,
+        );
         is("base_model.model.lm_head.base_layer.weight", "lm_head", 0, Part::Saved("weight".into()), None);
         is("base_model.model.lm_head.modules_to_save.weight", "lm_head", 0, Part::Copy("weight".into()), None);
         is("base_model.model.lm_head.original_module.weight", "lm_head", 0, Part::Original("weight".into()), None);

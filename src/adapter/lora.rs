@@ -46,6 +46,13 @@ pub(super) fn scale(module: &str, a: &Tensor, rank: u64, experts: u64, cx: &Cont
     let config = cx.config;
     let expected = config.rank(module, "r")?;
     let rank = rank / experts.max(1);
+    if rank == 0 {
+        return Err(AdapterError::Unfit {
+            adapter: cx.label.to_string(),
+            what: format!("tensor {}", a.name),
+            cause: "has rank 0: the adapter is incomplete; save it again, gathered from all devices".into(),
+        });
+    }
     if let Some(expected) = expected.filter(|&r| r != rank) {
         return Err(AdapterError::Rank {
             adapter: cx.label.to_string(),

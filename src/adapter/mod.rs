@@ -57,8 +57,15 @@ pub struct Adapter {
 
 impl Adapter {
     /// Opens the adapter in `dir`; `name` chooses among several in one folder. PEFT saves the adapter `default`
-    /// in the folder itself and every other in a folder of its name beneath.
+    /// in the folder itself and every other in a folder of its name beneath. Where one file holds several, a last
+    /// word of `dir` that is no folder is the name.
     pub fn open(dir: &Path, name: Option<&str>) -> Result<Adapter, AdapterError> {
+        if let (None, Some(parent), Some(last)) = (name, dir.parent(), dir.file_name().and_then(|n| n.to_str()))
+            && !dir.exists()
+            && parent.join("adapter_config.json").is_file()
+        {
+            return Self::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }, Some(last));
+        }
         let plain = |n: &&str| Path::new(n).components().all(|c| matches!(c, std::path::Component::Normal(_)));
         let beneath = name.filter(plain).map(|n| dir.join(n)).filter(|p| p.join("adapter_config.json").is_file());
         let path = beneath.unwrap_or_else(|| dir.to_path_buf());
@@ -88,9 +95,11 @@ impl Adapter {
             && name != "default"
             && !contents.names.iter().any(|n| n == name)
         {
-            let cause = match adapters_in(dir).as_slice() {
-                [] => "holds one adapter without a name; leave the name out".to_string(),
-                all => format!("holds no adapter of that name, but {}", all.join(", ")),
+            let names = if contents.names.is_empty() { adapters_in(dir) } else { contents.names };
+            let cause = match names.as_slice() {
+                [] => "is neither a folder nor a name: the file holds one adapter without a name; leave the name out"
+                    .into(),
+                all => format!("is no adapter here, but {} are; name one of them", all.join(", ")),
             };
             return Err(AdapterError::Unfit { adapter: dir.display().to_string(), what: name.to_string(), cause });
         }

@@ -14,7 +14,7 @@ const WRAPPERS: [&str; 9] =
     ["model", "language_model", "text_model", "transformer", "gpt_neox", "backbone", "llm", "thinker", "decoder"];
 
 /// Modules that versions of transformers name differently: the old word and the new.
-const RENAMED: [(&str, &str); 2] = [("block_sparse_moe", "mlp"), ("embed_out", "lm_head")];
+const RENAMED: [(&str, &str); 3] = [("block_sparse_moe", "mlp"), ("embed_out", "lm_head"), ("router", "gate")];
 
 /// Names of input embeddings, the last word of the module.
 const EMBEDDINGS: [&str; 9] = [

@@ -32,10 +32,10 @@ use serde_json::Value;
 use super::folder::{StoredTensors, read_json};
 use super::stored::Stored;
 use super::{SourceError, TensorSet};
-use rounded::Rounded;
 use crate::quant::GgmlType;
 use crate::recipe::{Recipe, RowSource};
 use crate::shape::Shape;
+use rounded::Rounded;
 
 /// How a library's tensors are unpacked.
 type Unpack = fn(&mut Shelf) -> Result<(), SourceError>;
