@@ -102,18 +102,6 @@ KERNEL BOUNDS(THREADS_ELEMENTS) decode_four_bit(const u8 *codes, const float *ta
     }
 }
 
-KERNEL BOUNDS(THREADS_ELEMENTS) nested_absmax(const u8 *codes, const float *map, const float *scales, float *absmax,
-                                              u64 first, u64 count, u64 block, float offset) {
-    u64 skipped = first - divide(first, block) * block;
-    for (u64 start = (u64)blockIdx.x * TILE_ELEMENTS; start < count; start += (u64)gridDim.x * TILE_ELEMENTS) {
-        EACH_THREAD {
-            for (u64 i = start + threadIdx.x; i < count && i < start + TILE_ELEMENTS; i += blockDim.x) {
-                absmax[i] = map[codes[i]] * scales[divide(skipped + i, block)] + offset;
-            }
-        }
-    }
-}
-
 KERNEL BOUNDS(THREADS_ELEMENTS) scale_blocks(float *values, const float *scales, u64 first_row, u64 rows, u64 cols,
                                              u64 block_rows, u64 block_cols, u64 scale_cols, float factor, u32 round) {
     u64 count = rows * cols, first_scale = divide(first_row, block_rows);

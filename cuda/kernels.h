@@ -51,10 +51,6 @@ KERNEL decode_e5m2(const u8 *source, float *values, u64 count);
 KERNEL decode_four_bit(const u8 *codes, const float *table, const float *absmax, float *values, u64 first, u64 count,
                        u64 block, u32 round);
 
-// Nested scales: absmax[i] = map[codes[i]] * scales[(first + i) / block - first / block] + offset for `count` blocks.
-KERNEL nested_absmax(const u8 *codes, const float *map, const float *scales, float *absmax, u64 first, u64 count,
-                     u64 block, float offset);
-
 // values[r][c] = round(values[r][c] * scale * factor), scale = scales[(first_row + r) / block_rows -
 // first_row / block_rows][c / block_cols], rows of scales being `scale_cols` long. Elements: rows * cols.
 KERNEL scale_blocks(float *values, const float *scales, u64 first_row, u64 rows, u64 cols, u64 block_rows,
@@ -135,7 +131,7 @@ QUANTIZER(quantize_mxfp4);
 // All of them.
 #define TO_GGUF_KERNELS(X)                                                                                            \
     X(decode_bf16) X(decode_f16) X(decode_f32) X(decode_i8) X(decode_e4m3) X(decode_e5m2) X(decode_four_bit)          \
-    X(nested_absmax) X(scale_blocks) X(merge) X(run_squares) X(find_not_finite) X(row_ratios) X(scale_rows)           \
+    X(scale_blocks) X(merge) X(run_squares) X(find_not_finite) X(row_ratios) X(scale_rows)           \
     X(column_squares) X(column_ratios) X(scale_columns) X(encode_f16) X(encode_bf16) X(row_sigma2) X(quantize_q8_0)   \
     X(quantize_q4_0) X(quantize_q4_0_imatrix) X(quantize_q4_1) X(quantize_q4_1_imatrix) X(quantize_q5_0)              \
     X(quantize_q5_0_imatrix) X(quantize_q5_1) X(quantize_q5_1_imatrix) X(quantize_q2_k) X(quantize_q2_k_imatrix)      \

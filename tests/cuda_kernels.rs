@@ -6,7 +6,7 @@ mod data;
 mod host;
 
 use data::Kind;
-use host::{Arg, Buffer, Geometry, HostKernels};
+use host::{Arg, Buffer, Geometry, Machine};
 use proptest::prelude::*;
 use to_gguf::device::cuda::kernels::{self, ROW_SIGMA2};
 use to_gguf::quant::{Engine, GgmlType, ImatrixRule, QuantError, first_bad_block, quantize_rows_with};
@@ -22,7 +22,7 @@ fn quantizers() -> Vec<(GgmlType, bool)> {
 
 /// What a kernel makes of rows.
 fn encode(
-    host: &HostKernels,
+    machine: &Machine,
     ty: GgmlType,
     values: &[f32],
     row_len: usize,
@@ -37,7 +37,7 @@ fn encode(
     let mut sigma2 = Buffer::new(rows as usize * 4);
     if quantizer.row_sigma2 {
         let arguments = &mut [Arg::In(&values), Arg::Out(&mut sigma2), Arg::U64(rows), Arg::U64(row_len as u64)];
-        host.launch(ROW_SIGMA2, rows, geometry, arguments);
+        machine.launch(ROW_SIGMA2, rows, geometry, arguments);
     }
     let mut out = Buffer::new((blocks * ty.geometry().bytes) as usize);
     let arguments = &mut [
@@ -48,7 +48,7 @@ fn encode(
         Arg::U64(rows),
         Arg::U64(row_len as u64),
     ];
-    host.launch(quantizer.kernel, blocks, geometry, arguments);
+    machine.launch(quantizer.kernel, blocks, geometry, arguments);
     out.get().to_vec()
 }
 
@@ -74,10 +74,10 @@ fn outcomes(
     .collect()
 }
 
-fn compare(host: &HostKernels, ty: GgmlType, with: bool, what: &str, values: &[f32], row_len: usize, seed: u64) {
+fn compare(machine: &Machine, ty: GgmlType, with: bool, what: &str, values: &[f32], row_len: usize, seed: u64) {
     let imatrix = with.then(|| data::imatrix(seed, row_len));
     let geometry = Geometry::ALL[seed as usize % 4];
-    let bytes = encode(host, ty, values, row_len, imatrix.as_deref(), geometry);
+    let bytes = encode(machine, ty, values, row_len, imatrix.as_deref(), geometry);
     for (row, [want, got]) in outcomes(ty, values, row_len, imatrix.as_deref(), &bytes).into_iter().enumerate() {
         let block = ty.geometry().bytes as usize;
         let differs = |(a, b): (&Vec<u8>, &Vec<u8>)| a.chunks(block).zip(b.chunks(block)).position(|(a, b)| a != b);
@@ -90,7 +90,7 @@ fn compare(host: &HostKernels, ty: GgmlType, with: bool, what: &str, values: &[f
 }
 
 fn every_kind(part: usize) {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     for (i, (ty, with)) in quantizers().into_iter().enumerate().filter(|(i, _)| i % 2 == part) {
         let block = ty.geometry().elements as usize;
         // More than a tile of every kernel, and a part of one.
@@ -100,7 +100,7 @@ fn every_kind(part: usize) {
                 let row_len = blocks * block;
                 let seed = (i + k + rows) as u64;
                 let values = data::rows(kind, seed, row_len * rows);
-                compare(host, ty, with, &format!("{kind:?}"), &values, row_len, seed);
+                compare(machine, ty, with, &format!("{kind:?}"), &values, row_len, seed);
             }
         }
     }
@@ -118,13 +118,13 @@ fn quantizers_equal_the_reference_on_every_kind_of_rows_continued() {
 
 #[test]
 fn the_grid_and_the_order_of_threads_change_nothing() {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     for (ty, with) in quantizers() {
         let row_len = 768;
         let values = data::rows(Kind::HeavyTailed, 5, row_len * 13);
         let imatrix = with.then(|| data::imatrix(5, row_len));
         let bytes =
-            |grid, backwards| encode(host, ty, &values, row_len, imatrix.as_deref(), Geometry { grid, backwards });
+            |grid, backwards| encode(machine, ty, &values, row_len, imatrix.as_deref(), Geometry { grid, backwards });
         let want = bytes(None, false);
         for grid in [Some(1), Some(2), Some(5), Some(1000), None] {
             for backwards in [false, true] {
@@ -144,14 +144,14 @@ proptest! {
         spread in 0u32..32,
         weights in proptest::collection::vec(0.0f32..10.0, 256),
     ) {
-        let Some(host) = HostKernels::open() else { return Ok(()) };
+        let Some(machine) = Machine::open() else { return Ok(()) };
         // Few exponents make ordinary blocks, many make every corner.
         let exponents = 0x807f_ffff | (0x7f80_0000u32 >> spread) & 0x7f80_0000;
         let finite = |b: u32| f32::from_bits(b & exponents | 0x3000_0000 & !(exponents << 1));
         let values: Vec<f32> = bits.iter().map(|b| finite(*b)).map(|v| if v.is_finite() { v } else { 1.0 }).collect();
         for (ty, with) in quantizers() {
             let imatrix = with.then_some(&weights[..]);
-            let bytes = encode(host, ty, &values, 256, imatrix, Geometry::ALL[spread as usize % 4]);
+            let bytes = encode(machine, ty, &values, 256, imatrix, Geometry::ALL[spread as usize % 4]);
             for [want, got] in outcomes(ty, &values, 256, imatrix, &bytes) {
                 prop_assert!(want == got, "{}, imatrix {}", ty, with);
             }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use data::{Kind, Random};
-use host::{Arg, Buffer, Geometry, HostKernels};
+use host::{Arg, Buffer, Geometry, Machine};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 use to_gguf::device::cuda::kernels::{self, Kernel, Module};
@@ -34,7 +34,6 @@ fn all_kernels() -> Vec<Kernel> {
         DECODE_E4M3,
         DECODE_E5M2,
         DECODE_FOUR_BIT,
-        NESTED_ABSMAX,
         SCALE_BLOCKS,
         MERGE,
         RUN_SQUARES,
@@ -82,7 +81,7 @@ fn the_table_the_sources_and_the_ptx_name_the_same_kernels() {
         let (module, _, threads) = &in_ptx[kernel.name];
         assert_eq!((*module, *threads), (kernel.module, kernel.threads), "{}", kernel.name);
     }
-    let Some(host) = HostKernels::open() else { return };
+    let Some(Machine::Host(host)) = Machine::open() else { return };
     assert_eq!(host.signatures().count(), in_ptx.len());
     for (name, letters) in host.signatures() {
         // A pointer is a 64-bit number there.
@@ -120,10 +119,10 @@ fn patterns<const N: usize>() -> Vec<u8> {
     all
 }
 
-fn decode(host: &HostKernels, kernel: Kernel, bytes: &[u8], count: usize, geometry: Geometry) -> Vec<f32> {
+fn decode(machine: &Machine, kernel: Kernel, bytes: &[u8], count: usize, geometry: Geometry) -> Vec<f32> {
     let mut out = Buffer::new(4 * count);
     let source = Buffer::of(bytes);
-    host.launch(kernel, count as u64, geometry, &mut [Arg::In(&source), Arg::Out(&mut out), Arg::U64(count as u64)]);
+    machine.launch(kernel, count as u64, geometry, &mut [Arg::In(&source), Arg::Out(&mut out), Arg::U64(count as u64)]);
     out.get().to_vec()
 }
 
@@ -144,14 +143,14 @@ fn rows(recipe: &Recipe) -> Vec<f32> {
 
 #[test]
 fn every_pattern_of_bits_decodes_as_on_the_cpu() {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     for geometry in Geometry::ALL {
         let bytes = patterns::<2>();
         let mut want = vec![0.0; bytes.len() / 2];
         decode_bf16(&bytes, &mut want);
-        assert_eq!(same(&want, &decode(host, kernels::DECODE_BF16, &bytes, want.len(), geometry)), None, "bf16");
+        assert_eq!(same(&want, &decode(machine, kernels::DECODE_BF16, &bytes, want.len(), geometry)), None, "bf16");
         decode_f16(&bytes, &mut want);
-        assert_eq!(same(&want, &decode(host, kernels::DECODE_F16, &bytes, want.len(), geometry)), None, "f16");
+        assert_eq!(same(&want, &decode(machine, kernels::DECODE_F16, &bytes, want.len(), geometry)), None, "f16");
         let bytes = patterns::<1>();
         for (kernel, dtype) in [
             (kernels::DECODE_I8, Dtype::I8),
@@ -159,18 +158,18 @@ fn every_pattern_of_bits_decodes_as_on_the_cpu() {
             (kernels::DECODE_E5M2, Dtype::F8_E5M2),
         ] {
             let want = read(dtype, &bytes, bytes.len());
-            assert_eq!(same(&want, &decode(host, kernel, &bytes, bytes.len(), geometry)), None, "{dtype}");
+            assert_eq!(same(&want, &decode(machine, kernel, &bytes, bytes.len(), geometry)), None, "{dtype}");
         }
         let mut r = Random(9);
         let bits: Vec<u32> = (0..3001).map(|_| r.bits() as u32).collect();
-        let got = decode(host, kernels::DECODE_F32, bytemuck::cast_slice(&bits), bits.len(), geometry);
+        let got = decode(machine, kernels::DECODE_F32, bytemuck::cast_slice(&bits), bits.len(), geometry);
         assert!(got.iter().zip(&bits).all(|(v, b)| v.to_bits() == *b), "f32");
     }
 }
 
 #[test]
 fn values_become_16_bit_elements_as_on_the_cpu() {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     let mut r = Random(4);
     // Around every boundary of both types, and anything.
     let mut values: Vec<f32> = (0..=u16::MAX)
@@ -193,7 +192,7 @@ fn values_become_16_bit_elements_as_on_the_cpu() {
         encode(&values, &mut want);
         let (source, mut out) = (Buffer::of(&values), Buffer::new(want.len()));
         let arguments = &mut [Arg::In(&source), Arg::Out(&mut out), Arg::U64(values.len() as u64)];
-        host.launch(kernel, values.len() as u64, Geometry::ALL[i], arguments);
+        machine.launch(kernel, values.len() as u64, Geometry::ALL[i], arguments);
         let differs = want.chunks(2).zip(out.get::<u8>().chunks(2)).position(|(a, b)| a != b);
         assert_eq!(differs.map(|i| values[i].to_bits()), None, "{}", kernel.name);
     }
@@ -221,7 +220,7 @@ fn rounding(name: &str) -> u32 {
 
 #[test]
 fn four_bit_weights_decode_as_on_the_cpu() {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     for case in [
         "bnb_nf4_nested_bfloat16_b64_260x72",
         "bnb_nf4_nested_float32_b128_9x72",
@@ -244,27 +243,23 @@ fn four_bit_weights_decode_as_on_the_cpu() {
         for (first, geometry) in [0u64, 1, 2, 67, 97].into_iter().zip(Geometry::ALL.into_iter().cycle()) {
             let count = want.len() as u64 - first;
             let (first_block, last_block) = (first / block, (want.len() as u64 - 1) / block);
-            let blocks = last_block + 1 - first_block;
-            let scales = match part(".nested_absmax") {
-                Ok(nested) => {
-                    let (map, offset) = (part(".nested_quant_map").expect("a map"), state["nested_offset"].as_f64());
-                    let outer = state["nested_blocksize"].as_u64().expect("a block");
-                    let mut out = Buffer::new(4 * blocks as usize);
-                    let arguments = &mut [
-                        Arg::In(&Buffer::of(&absmax[first_block as usize..])),
-                        Arg::In(&Buffer::of(&map)),
-                        Arg::In(&Buffer::of(&nested[(first_block / outer * 4) as usize..])),
-                        Arg::Out(&mut out),
-                        Arg::U64(first_block),
-                        Arg::U64(blocks),
-                        Arg::U64(outer),
-                        Arg::F32(offset.expect("an offset") as f32),
-                    ];
-                    host.launch(kernels::NESTED_ABSMAX, blocks, geometry, arguments);
-                    out
-                }
-                Err(_) => Buffer::of(&absmax[first_block as usize * 4..]),
+            let floats = |bytes: &[u8]| -> Vec<f32> {
+                bytes.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
             };
+            let blocks = first_block as usize..last_block as usize + 1;
+            let scales: Vec<f32> = match part(".nested_absmax") {
+                // Scales that are quantized themselves are decoded on the CPU.
+                Ok(nested) => {
+                    let (map, offset) =
+                        (floats(&part(".nested_quant_map").expect("a map")), state["nested_offset"].as_f64());
+                    let (nested, outer) =
+                        (floats(&nested), state["nested_blocksize"].as_u64().expect("a block") as usize);
+                    let offset = offset.expect("an offset") as f32;
+                    blocks.map(|b| map[absmax[b] as usize] * nested[b / outer] + offset).collect()
+                }
+                Err(_) => floats(&absmax)[blocks].to_vec(),
+            };
+            let scales = Buffer::of(&scales);
             let mut out = Buffer::new(4 * count as usize);
             let arguments = &mut [
                 Arg::In(&Buffer::of(&codes[first as usize / 2..])),
@@ -276,7 +271,7 @@ fn four_bit_weights_decode_as_on_the_cpu() {
                 Arg::U64(block),
                 Arg::U32(round),
             ];
-            host.launch(kernels::DECODE_FOUR_BIT, count, geometry, arguments);
+            machine.launch(kernels::DECODE_FOUR_BIT, count, geometry, arguments);
             assert_eq!(same(&want[first as usize..], out.get()), None, "{case} from element {first}");
         }
     }
@@ -284,7 +279,7 @@ fn four_bit_weights_decode_as_on_the_cpu() {
 
 #[test]
 fn scaled_weights_decode_as_on_the_cpu() {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     let cases = [
         ("fp8_layout_block", ".weight_scale_inv"),
         ("fp8_layout_ragged", ".weight_scale_inv"),
@@ -309,7 +304,7 @@ fn scaled_weights_decode_as_on_the_cpu() {
         };
         for (first, geometry) in [0u64, 1, 5].into_iter().zip(Geometry::ALL) {
             let part = &codes.data()[(first * cols) as usize..];
-            let mut values = Buffer::of(&decode(host, kernel, part, part.len(), geometry));
+            let mut values = Buffer::of(&decode(machine, kernel, part, part.len(), geometry));
             let arguments = &mut [
                 Arg::Out(&mut values),
                 Arg::In(&Buffer::of(&scales.data()[(first / block_rows * scale_cols * 4) as usize..])),
@@ -322,7 +317,7 @@ fn scaled_weights_decode_as_on_the_cpu() {
                 Arg::F32(factor),
                 Arg::U32(round),
             ];
-            host.launch(kernels::SCALE_BLOCKS, part.len() as u64, geometry, arguments);
+            machine.launch(kernels::SCALE_BLOCKS, part.len() as u64, geometry, arguments);
             assert_eq!(same(&want[(first * cols) as usize..], values.get()), None, "{case} from row {first}");
         }
     }
@@ -330,7 +325,7 @@ fn scaled_weights_decode_as_on_the_cpu() {
 
 #[test]
 fn merges_follow_the_rule() {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     let shapes = [(1, 1, 1), (3, 64, 8), (64, 64, 16), (65, 68, 17), (70, 129, 33), (5, 200, 64), (130, 7, 3)];
     for (i, (rows, cols, rank)) in shapes.into_iter().enumerate() {
         let [mut want, b, a] = [rows * cols, rows * rank, rank * cols]
@@ -357,7 +352,7 @@ fn merges_follow_the_rule() {
             Arg::U64(rank as u64),
             Arg::F32(scale),
         ];
-        host.launch(kernels::MERGE, tiles, Geometry::ALL[i % 4], arguments);
+        machine.launch(kernels::MERGE, tiles, Geometry::ALL[i % 4], arguments);
         assert_eq!(same(&want, values.get()), None, "{rows} x {cols}, rank {rank}");
         if measured {
             let got: f64 = squares.get::<f64>().iter().sum();
@@ -368,7 +363,7 @@ fn merges_follow_the_rule() {
 
 #[test]
 fn magnitudes_and_measures_are_those_of_the_cpu() {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     for (i, (rows, cols)) in [(1, 1), (33, 128), (70, 129), (3, 1000), (40, 260)].into_iter().enumerate() {
         let geometry = Geometry::ALL[i % 4];
         let values = data::rows(Kind::HeavyTailed, i as u64, rows * cols);
@@ -383,12 +378,12 @@ fn magnitudes_and_measures_are_those_of_the_cpu() {
         let mut ratios = Buffer::new(4 * rows);
         let arguments =
             &mut [Arg::In(&source), Arg::In(&Buffer::of(&magnitudes)), Arg::Out(&mut ratios), count_rows, count_cols];
-        host.launch(kernels::ROW_RATIOS, rows as u64, geometry, arguments);
+        machine.launch(kernels::ROW_RATIOS, rows as u64, geometry, arguments);
         assert_eq!(same(&want, ratios.get()), None, "row ratios of {rows} x {cols}");
         let mut scaled = Buffer::of(&values);
         let (n_rows, n_cols) = (Arg::U64(rows as u64), Arg::U64(cols as u64));
         let arguments = &mut [Arg::Out(&mut scaled), Arg::In(&ratios), n_rows, n_cols];
-        host.launch(kernels::SCALE_ROWS, (rows * cols) as u64, geometry, arguments);
+        machine.launch(kernels::SCALE_ROWS, (rows * cols) as u64, geometry, arguments);
         let by_rows: Vec<f32> = values.iter().enumerate().map(|(at, v)| v * want[at / cols]).collect();
         assert_eq!(same(&by_rows, scaled.get()), None, "scaled rows of {rows} x {cols}");
 
@@ -398,26 +393,26 @@ fn magnitudes_and_measures_are_those_of_the_cpu() {
         for part in [&values[..cut * cols], &values[cut * cols..]] {
             let (n_rows, n_cols) = (Arg::U64((part.len() / cols) as u64), Arg::U64(cols as u64));
             let arguments = &mut [Arg::In(&Buffer::of(part)), Arg::Out(&mut sums), n_rows, n_cols];
-            host.launch(kernels::COLUMN_SQUARES, cols as u64, geometry, arguments);
+            machine.launch(kernels::COLUMN_SQUARES, cols as u64, geometry, arguments);
         }
         let column = |c: usize| (0..rows).fold(0f64, |s, r| s + f64::from(values[r * cols + c]).powi(2));
         let want: Vec<f32> = (0..cols).map(|c| magnitudes[c] / column(c).sqrt() as f32).collect();
         let mut ratios = Buffer::new(4 * cols);
         let arguments =
             &mut [Arg::In(&Buffer::of(&magnitudes)), Arg::In(&sums), Arg::Out(&mut ratios), Arg::U64(cols as u64)];
-        host.launch(kernels::COLUMN_RATIOS, cols as u64, geometry, arguments);
+        machine.launch(kernels::COLUMN_RATIOS, cols as u64, geometry, arguments);
         assert_eq!(same(&want, ratios.get()), None, "column ratios of {rows} x {cols}");
         let mut scaled = Buffer::of(&values);
         let (n_rows, n_cols) = (Arg::U64(rows as u64), Arg::U64(cols as u64));
         let arguments = &mut [Arg::Out(&mut scaled), Arg::In(&ratios), n_rows, n_cols];
-        host.launch(kernels::SCALE_COLUMNS, (rows * cols) as u64, geometry, arguments);
+        machine.launch(kernels::SCALE_COLUMNS, (rows * cols) as u64, geometry, arguments);
         let by_columns: Vec<f32> = values.iter().enumerate().map(|(at, v)| v * want[at % cols]).collect();
         assert_eq!(same(&by_columns, scaled.get()), None, "scaled columns of {rows} x {cols}");
 
         let runs = values.len().div_ceil(kernels::RUN as usize);
         let mut sums = Buffer::new(8 * runs);
         let arguments = &mut [Arg::In(&source), Arg::Out(&mut sums), Arg::U64(values.len() as u64)];
-        host.launch(kernels::RUN_SQUARES, runs as u64, geometry, arguments);
+        machine.launch(kernels::RUN_SQUARES, runs as u64, geometry, arguments);
         let (got, want) = (sums.get::<f64>().iter().sum::<f64>(), squares(&values));
         assert!((got - want).abs() <= 1e-5 * want, "{got}, not {want}");
     }
@@ -425,7 +420,7 @@ fn magnitudes_and_measures_are_those_of_the_cpu() {
 
 #[test]
 fn the_first_value_that_is_no_number_is_found() {
-    let Some(host) = HostKernels::open() else { return };
+    let Some(machine) = Machine::open() else { return };
     let mut values = data::rows(Kind::NearInfinity, 1, 5003);
     for (bad, want) in [(None, u64::MAX), (Some(5002), 5002), (Some(4001), 4001), (Some(6), 6)] {
         if let Some(at) = bad {
@@ -434,7 +429,7 @@ fn the_first_value_that_is_no_number_is_found() {
         for geometry in Geometry::ALL {
             let mut first = Buffer::of(&[u64::MAX]);
             let arguments = &mut [Arg::In(&Buffer::of(&values)), Arg::Out(&mut first), Arg::U64(values.len() as u64)];
-            host.launch(kernels::FIND_NOT_FINITE, values.len() as u64, geometry, arguments);
+            machine.launch(kernels::FIND_NOT_FINITE, values.len() as u64, geometry, arguments);
             assert_eq!(first.get::<u64>(), [want]);
         }
     }

@@ -1,5 +1,9 @@
-//! The CUDA kernels as host C++: compiled when a test asks for them, run CUDA block by CUDA block.
+//! The CUDA kernels as host C++: compiled when a test asks for them, run CUDA block by CUDA block. With
+//! `TO_GGUF_TEST_GPU` set, the same tests run on the first GPU instead.
 #![allow(unsafe_code, dead_code, unreachable_pub)]
+
+#[path = "gpu.rs"]
+mod gpu;
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -9,6 +13,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use gpu::Gpu;
 use libloading::{Library, Symbol};
 use to_gguf::device::cuda::kernels::Kernel;
 
@@ -32,6 +37,12 @@ pub struct HostKernels {
 unsafe impl Send for HostKernels {}
 // SAFETY: as above.
 unsafe impl Sync for HostKernels {}
+
+/// What runs the kernels.
+pub enum Machine {
+    Host(HostKernels),
+    Gpu(Box<Gpu>),
+}
 
 /// An argument of a launch.
 pub enum Arg<'a> {
@@ -90,23 +101,74 @@ impl Buffer {
     }
 }
 
-impl HostKernels {
-    /// The kernels, if there is a C++ compiler (`CXX`, else `c++`); says so on stderr if not.
-    pub fn open() -> Option<&'static HostKernels> {
-        static KERNELS: OnceLock<Option<HostKernels>> = OnceLock::new();
-        let kernels = KERNELS.get_or_init(|| {
+impl Machine {
+    /// The host's kernels, if there is a C++ compiler (`CXX`, else `c++`; says so on stderr if not), or a GPU.
+    pub fn open() -> Option<&'static Machine> {
+        static MACHINE: OnceLock<Option<Machine>> = OnceLock::new();
+        let machine = MACHINE.get_or_init(|| {
+            if std::env::var_os("TO_GGUF_TEST_GPU").is_some() {
+                return Some(Machine::Gpu(Box::new(Gpu::open())));
+            }
             let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
             if cfg!(windows) || Command::new(&compiler).arg("--version").output().is_err() {
                 return None;
             }
-            Some(load(&compile(&compiler)))
+            Some(Machine::Host(load(&compile(&compiler))))
         });
-        if kernels.is_none() {
+        if machine.is_none() {
             eprintln!("SKIPPED: no C++ compiler (c++, or set CXX): the CUDA kernels are not compared with the CPU");
         }
-        kernels.as_ref()
+        machine.as_ref()
     }
 
+    /// Runs a kernel over so many items.
+    pub fn launch(&self, kernel: Kernel, items: u64, geometry: Geometry, arguments: &mut [Arg<'_>]) {
+        let grid = geometry.grid.unwrap_or_else(|| kernel.grid(items));
+        match self {
+            Machine::Host(host) => host.launch(kernel, grid, geometry.backwards, arguments),
+            Machine::Gpu(gpu) => gpu.alone(|| on_gpu(gpu, kernel, grid, arguments)),
+        }
+    }
+}
+
+/// Sends what the arguments hold, runs the kernel, and brings back what it may have written.
+fn on_gpu(gpu: &Gpu, kernel: Kernel, grid: u32, arguments: &mut [Arg<'_>]) {
+    let mut memory = Vec::new();
+    let mut words: Vec<[u8; 8]> = arguments
+        .iter()
+        .map(|a| {
+            a.number().unwrap_or_else(|| {
+                let (Arg::In(Buffer { words, .. }) | Arg::Out(Buffer { words, .. })) = a else {
+                    unreachable!("a buffer")
+                };
+                memory.push(gpu.upload(cast_slice(words)));
+                memory[memory.len() - 1].as_device_ptr().as_raw().to_ne_bytes()
+            })
+        })
+        .collect();
+    gpu.run(kernel, grid, &mut words, 1);
+    let buffers = arguments.iter_mut().filter(|a| matches!(a, Arg::In(_) | Arg::Out(_)));
+    for (argument, memory) in buffers.zip(&memory) {
+        if let Arg::Out(buffer) = argument {
+            gpu.download(memory, cast_slice_mut(&mut buffer.words));
+        }
+    }
+}
+
+impl Arg<'_> {
+    /// The eight bytes of an argument that is no buffer.
+    fn number(&self) -> Option<[u8; 8]> {
+        match self {
+            Arg::In(_) | Arg::Out(_) => None,
+            Arg::Null => Some([0; 8]),
+            Arg::U32(n) => Some(u64::from(*n).to_ne_bytes()),
+            Arg::U64(n) => Some(n.to_ne_bytes()),
+            Arg::F32(v) => Some(u64::from(v.to_bits()).to_ne_bytes()),
+        }
+    }
+}
+
+impl HostKernels {
     /// The names of all kernels, and their parameters as letters.
     pub fn signatures(&self) -> impl Iterator<Item = (&str, &str)> {
         // SAFETY: both are constant strings of the library.
@@ -114,8 +176,7 @@ impl HostKernels {
         self.entries.iter().map(move |e| (text(e.name), text(e.parameters)))
     }
 
-    /// Runs a kernel over so many items.
-    pub fn launch(&self, kernel: Kernel, items: u64, geometry: Geometry, arguments: &mut [Arg<'_>]) {
+    fn launch(&self, kernel: Kernel, grid: u32, backwards: bool, arguments: &mut [Arg<'_>]) {
         let at = self.signatures().position(|(name, _)| name == kernel.name);
         let at = at.unwrap_or_else(|| panic!("{} is not in the library", kernel.name));
         let letters: String = arguments
@@ -133,17 +194,13 @@ impl HostKernels {
             .map(|a| match a {
                 Arg::In(buffer) => (buffer.words.as_ptr() as u64).to_ne_bytes(),
                 Arg::Out(buffer) => (buffer.words.as_mut_ptr() as u64).to_ne_bytes(),
-                Arg::Null => [0; 8],
-                Arg::U32(n) => u64::from(*n).to_ne_bytes(),
-                Arg::U64(n) => n.to_ne_bytes(),
-                Arg::F32(v) => u64::from(v.to_bits()).to_ne_bytes(),
+                other => other.number().expect("no buffer"),
             })
             .collect();
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|w| w.as_mut_ptr().cast()).collect();
-        let grid = geometry.grid.unwrap_or_else(|| kernel.grid(items));
         // SAFETY: the arguments have the types that the letters name; buffers outlive the call.
         unsafe {
-            (self.entries[at].run)(grid, kernel.threads, geometry.backwards.into(), pointers.as_mut_ptr());
+            (self.entries[at].run)(grid, kernel.threads, backwards.into(), pointers.as_mut_ptr());
         }
     }
 }

@@ -89,8 +89,6 @@ pub const DECODE_E4M3: Kernel = elements("decode_e4m3", Module::Decode);
 pub const DECODE_E5M2: Kernel = elements("decode_e5m2", Module::Decode);
 /// NF4 and FP4 of bitsandbytes to f32.
 pub const DECODE_FOUR_BIT: Kernel = elements("decode_four_bit", Module::Decode);
-/// The scales of [`DECODE_FOUR_BIT`] where they are quantized themselves.
-pub const NESTED_ABSMAX: Kernel = elements("nested_absmax", Module::Decode);
 /// Scales over blocks of a matrix, and the rounding after them.
 pub const SCALE_BLOCKS: Kernel = elements("scale_blocks", Module::Decode);
 
