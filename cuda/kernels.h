@@ -67,6 +67,9 @@ KERNEL merge(float *values, const float *b, const float *a, double *squares, u64
 // squares[run] = sum of the squares of `RUN` values. Runs: ceil(count / RUN).
 KERNEL run_squares(const float *values, double *squares, u64 count);
 
+// The same of the differences values[i] - others[i].
+KERNEL run_distance(const float *values, const float *others, double *squares, u64 count);
+
 // *first = the smallest index of a value that is infinite or not a number, if it is below *first (start with ~0).
 // Elements.
 KERNEL find_not_finite(const float *values, u64 *first, u64 count);
@@ -131,7 +134,7 @@ QUANTIZER(quantize_mxfp4);
 // All of them.
 #define TO_GGUF_KERNELS(X)                                                                                            \
     X(decode_bf16) X(decode_f16) X(decode_f32) X(decode_i8) X(decode_e4m3) X(decode_e5m2) X(decode_four_bit)          \
-    X(scale_blocks) X(merge) X(run_squares) X(find_not_finite) X(row_ratios) X(scale_rows)           \
+    X(scale_blocks) X(merge) X(run_squares) X(run_distance) X(find_not_finite) X(row_ratios) X(scale_rows)           \
     X(column_squares) X(column_ratios) X(scale_columns) X(encode_f16) X(encode_bf16) X(row_sigma2) X(quantize_q8_0)   \
     X(quantize_q4_0) X(quantize_q4_0_imatrix) X(quantize_q4_1) X(quantize_q4_1_imatrix) X(quantize_q5_0)              \
     X(quantize_q5_0_imatrix) X(quantize_q5_1) X(quantize_q5_1_imatrix) X(quantize_q2_k) X(quantize_q2_k_imatrix)      \

@@ -92,19 +92,31 @@ KERNEL BOUNDS(THREADS_MERGE) merge(float *values, const float *b, const float *a
     }
 }
 
-KERNEL BOUNDS(THREADS_MERGE) run_squares(const float *values, double *squares, u64 count) {
+// The sums of squares of what `element` answers for the elements of a run each.
+template <class Element> DEVICE void sum_runs(double *squares, u64 count, Element element) {
     SHARED double partial[THREADS_MERGE];
     for (u64 run = blockIdx.x; run * RUN < count; run += gridDim.x) {
         PHASE {
             float sum = 0.0f;
             UNROLL for (int i = 0; i < RUN / THREADS_MERGE; ++i) {
                 u64 at = run * RUN + i * THREADS_MERGE + threadIdx.x;
-                if (at < count) sum = sum + values[at] * values[at];
+                if (at < count) {
+                    float v = element(at);
+                    sum = sum + v * v;
+                }
             }
             partial[threadIdx.x] = (double)sum;
         }
         SUM_OF_THREADS(partial, squares[run])
     }
+}
+
+KERNEL BOUNDS(THREADS_MERGE) run_squares(const float *values, double *squares, u64 count) {
+    sum_runs(squares, count, [=](u64 at) { return values[at]; });
+}
+
+KERNEL BOUNDS(THREADS_MERGE) run_distance(const float *values, const float *others, double *squares, u64 count) {
+    sum_runs(squares, count, [=](u64 at) { return values[at] - others[at]; });
 }
 
 KERNEL BOUNDS(THREADS_ELEMENTS) find_not_finite(const float *values, u64 *first, u64 count) {

@@ -37,6 +37,7 @@ fn all_kernels() -> Vec<Kernel> {
         SCALE_BLOCKS,
         MERGE,
         RUN_SQUARES,
+        RUN_DISTANCE,
         FIND_NOT_FINITE,
         ROW_RATIOS,
         SCALE_ROWS,
@@ -108,6 +109,31 @@ fn no_ptx_rounds_otherwise_than_the_cpu() {
             assert!(!["ex2", "lg2", "sin", "cos", "tanh", "rsqrt"].contains(&name), "{place}");
         }
     }
+}
+
+/// Runs a script of the project with the Python that `TO_GGUF_PTX_PYTHON` names, if it does.
+fn script(path: &str, arguments: &[&std::ffi::OsStr]) {
+    let Some(python) = std::env::var_os("TO_GGUF_PTX_PYTHON") else {
+        eprintln!(
+            "SKIPPED: set TO_GGUF_PTX_PYTHON to a Python with numpy and nvidia-cuda-nvrtc-cu12 12.0.76 to run {path}"
+        );
+        return;
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let output = std::process::Command::new(python).arg(&path).args(arguments).output().expect("Python starts");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn the_committed_ptx_is_what_the_sources_give() {
+    script("cuda/build_ptx.py", &["--check".as_ref()]);
+}
+
+#[test]
+fn the_ptx_computes_what_the_host_kernels_compute() {
+    let Some(library) = host::library() else { return };
+    script("tests/oracle/ptx_emulator.py", &[library.as_os_str()]);
 }
 
 /// Every pattern of `N` bytes, and some more, so that tiles are ragged.
@@ -414,6 +440,12 @@ fn magnitudes_and_measures_are_those_of_the_cpu() {
         let arguments = &mut [Arg::In(&source), Arg::Out(&mut sums), Arg::U64(values.len() as u64)];
         machine.launch(kernels::RUN_SQUARES, runs as u64, geometry, arguments);
         let (got, want) = (sums.get::<f64>().iter().sum::<f64>(), squares(&values));
+        assert!((got - want).abs() <= 1e-5 * want, "{got}, not {want}");
+        let mut sums = Buffer::new(8 * runs);
+        let arguments = &mut [Arg::In(&source), Arg::In(&scaled), Arg::Out(&mut sums), Arg::U64(values.len() as u64)];
+        machine.launch(kernels::RUN_DISTANCE, runs as u64, geometry, arguments);
+        let differences: Vec<f32> = values.iter().zip(&by_columns).map(|(a, b)| a - b).collect();
+        let (got, want) = (sums.get::<f64>().iter().sum::<f64>(), squares(&differences));
         assert!((got - want).abs() <= 1e-5 * want, "{got}, not {want}");
     }
 }

@@ -109,11 +109,7 @@ impl Machine {
             if std::env::var_os("TO_GGUF_TEST_GPU").is_some() {
                 return Some(Machine::Gpu(Box::new(Gpu::open())));
             }
-            let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-            if cfg!(windows) || Command::new(&compiler).arg("--version").output().is_err() {
-                return None;
-            }
-            Some(Machine::Host(load(&compile(&compiler))))
+            library().map(|path| Machine::Host(load(&path)))
         });
         if machine.is_none() {
             eprintln!("SKIPPED: no C++ compiler (c++, or set CXX): the CUDA kernels are not compared with the CPU");
@@ -205,6 +201,13 @@ impl HostKernels {
     }
 }
 
+/// The compiled library, if there is a C++ compiler.
+pub fn library() -> Option<PathBuf> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let found = !cfg!(windows) && Command::new(&compiler).arg("--version").output().is_ok();
+    found.then(|| compile(&compiler))
+}
+
 /// Compiles `cuda/host/kernels.cpp`, once for each state of the sources.
 fn compile(compiler: &str) -> PathBuf {
     let cuda = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
@@ -224,7 +227,8 @@ fn compile(compiler: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = folder.join(format!("libkernels-{:016x}.so", hash.finish()));
     if !library.exists() {
-        let unfinished = folder.join(format!("libkernels-{}.tmp", std::process::id()));
+        let unfinished =
+            folder.join(format!("libkernels-{}-{:?}.tmp", std::process::id(), std::thread::current().id()));
         let output = Command::new(compiler)
             .args(OPTIONS)
             .arg(cuda.join("host/kernels.cpp"))

@@ -96,6 +96,8 @@ pub const SCALE_BLOCKS: Kernel = elements("scale_blocks", Module::Decode);
 pub const MERGE: Kernel = kernel("merge", Module::Merge, 256, 1);
 /// Sums of squares, for reports. Items are runs: [`RUN`] values each.
 pub const RUN_SQUARES: Kernel = kernel("run_squares", Module::Merge, 256, 1);
+/// Sums of squares of the differences of two sets of values, as [`RUN_SQUARES`].
+pub const RUN_DISTANCE: Kernel = kernel("run_distance", Module::Merge, 256, 1);
 /// Looks for values that no block type can hold.
 pub const FIND_NOT_FINITE: Kernel = elements("find_not_finite", Module::Merge);
 /// DoRA's magnitude over norm of each row. Items are rows.
