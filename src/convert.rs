@@ -13,12 +13,15 @@ use crate::report::{AdapterReport, ChangeReport, ModelReport, Report};
 use crate::save::{GgufSink, OutputSet};
 use crate::stream::{self, Progress, Settings, Sink, Stream};
 
+mod adapter_gguf;
 mod error;
 mod open;
+mod open_adapter;
 mod request;
 
+pub use adapter_gguf::AdapterGgufError;
 pub use error::ConvertError;
-pub use request::{AdapterRequest, Method, Request};
+pub use request::{AdapterFormat, AdapterRequest, AdapterSave, Method, Request, SaveEmbeddings};
 
 /// Something to save, decided to the byte. One kind for each [`Method`].
 pub trait Job {
@@ -41,6 +44,7 @@ pub trait Job {
 pub fn plan(request: &Request) -> Result<Box<dyn Job>, ConvertError> {
     Ok(match &request.method {
         Method::Gguf => Box::new(Conversion::plan(request)?),
+        Method::Lora(_) => Box::new(Conversion::plan_adapter(request)?),
     })
 }
 
@@ -66,7 +70,7 @@ impl Conversion {
         let opened = open::open(request)?;
         let mut report = Report { warnings: opened.warnings, ..Report::default() };
         let imatrix = request.imatrix()?;
-        let place = request.place(&opened.name)?;
+        let place = request.place(&opened.name, "gguf")?;
         let mut types = Vec::new();
         for &target in &request.quants {
             let plan = TypePlan::new(&opened.model, target, &request.plan, imatrix.as_ref())?;

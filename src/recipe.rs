@@ -15,11 +15,13 @@ use crate::quant::GgmlType;
 use crate::shape::Shape;
 
 mod eval;
+mod low_rank;
 mod raw;
 #[cfg(test)]
 mod tests;
 mod words;
 
+pub use low_rank::{NotLowRank, Term};
 pub use raw::{RawCodes, RawFormat, RawPart, RawRows, RawScales};
 pub use words::{Elementwise, RowMap};
 
@@ -142,6 +144,11 @@ pub trait Delta: Send + Sync {
 
     /// Hears of rows that a device changed by itself: the sums of squares of what they were and of the change.
     fn record(&self, _base: f64, _change: f64, _elements: u64) {}
+
+    /// The change to `base` as a sum of products, where it is one, whoever adds it up: what an adapter file holds.
+    fn terms(&self, _base: &Recipe) -> Option<Vec<Term>> {
+        None
+    }
 
     /// What to call this change in messages: the adapter and the module.
     fn describe(&self) -> String;

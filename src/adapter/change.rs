@@ -13,7 +13,7 @@ use half::{bf16, f16};
 
 use super::lowrank::Factors;
 use crate::quant::GgmlType;
-use crate::recipe::{Delta, LowRank, ReadError, Recipe, Scratch};
+use crate::recipe::{Delta, LowRank, ReadError, Recipe, Scratch, Term};
 
 /// The type in which merging happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -51,6 +51,11 @@ impl MergeDtype {
 pub(super) trait Addend: Send + Sync {
     /// Writes rows `rows` of the full delta (scaled) over `out`.
     fn rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError>;
+
+    /// The delta as products of factors, where it is one for each matrix of a stack.
+    fn terms(&self) -> Option<Vec<Term>> {
+        None
+    }
 }
 
 /// A change that makes new rows from the tensor's own.
@@ -58,6 +63,11 @@ pub(super) trait Rewrite: Send + Sync {
     /// Turns `values`, the rows `rows` of `base`, into the merged rows.
     fn rows(&self, base: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch)
     -> Result<(), ReadError>;
+
+    /// The difference that it makes as products of factors, where it is one.
+    fn terms(&self, _base: &Recipe) -> Option<Vec<Term>> {
+        None
+    }
 }
 
 /// The forms of a change.
@@ -244,6 +254,16 @@ impl Delta for Change {
 
     fn record(&self, base: f64, change: f64, elements: u64) {
         self.meter.record(base, change, elements);
+    }
+
+    fn terms(&self, base: &Recipe) -> Option<Vec<Term>> {
+        let mut terms = match &self.effect {
+            Effect::LowRank(factors) => return Some(vec![factors.term()]),
+            Effect::Adds(addend) => addend.terms()?,
+            Effect::Rewrites(rewrite) => rewrite.terms(base)?,
+        };
+        terms.iter_mut().for_each(|t| t.scale *= f64::from(self.weight));
+        Some(terms)
     }
 
     fn describe(&self) -> String {

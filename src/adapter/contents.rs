@@ -40,6 +40,11 @@ impl Module {
         self.parts.shift_remove(part)
     }
 
+    /// A parameter, left where it is.
+    pub(super) fn peek(&self, part: &str) -> Option<&Tensor> {
+        self.parts.get(part)
+    }
+
     /// Whether a parameter is there.
     pub(super) fn has(&self, part: &str) -> bool {
         self.parts.contains_key(part)

@@ -228,17 +228,9 @@ impl Context<'_> {
         }
     }
 
-    /// Whether the module's weight is stored `[in, out]`, as `Conv1D` of the GPT-2 family does. PEFT decides by
-    /// the module's class and corrects `fan_in_fan_out`; only where the class is unknown does the setting decide.
+    /// Whether the module's weight is stored `[in, out]`; see [`stored_transposed`].
     pub(super) fn stored_transposed(&self, module: &str) -> Result<bool, AdapterError> {
-        const CONV1D_MODELS: [&str; 6] =
-            ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp_decoder", "clvp"];
-        const CONV1D_MODULES: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
-        match self.base.model_type.as_deref() {
-            Some(model) if CONV1D_MODELS.contains(&model) => Ok(CONV1D_MODULES.contains(&names::last_word(module))),
-            Some(_) => Ok(false),
-            None => self.config.flag("fan_in_fan_out"),
-        }
+        stored_transposed(module, self.base, self.config)
     }
 
     /// Adds a change of `target` by `module`.
@@ -266,6 +258,18 @@ impl Context<'_> {
                 ),
             }),
         }
+    }
+}
+
+/// Whether the module's weight is stored `[in, out]`, as `Conv1D` of the GPT-2 family does. PEFT decides by the
+/// module's class and corrects `fan_in_fan_out`; only where the class is unknown does the setting decide.
+pub(super) fn stored_transposed(module: &str, base: &BaseInfo, config: &AdapterConfig) -> Result<bool, AdapterError> {
+    const CONV1D_MODELS: [&str; 6] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp_decoder", "clvp"];
+    const CONV1D_MODULES: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
+    match base.model_type.as_deref() {
+        Some(model) if CONV1D_MODELS.contains(&model) => Ok(CONV1D_MODULES.contains(&names::last_word(module))),
+        Some(_) => Ok(false),
+        None => config.flag("fan_in_fan_out"),
     }
 }
 

@@ -20,7 +20,7 @@ use super::lora;
 use super::lowrank::Factors;
 use super::names::{Found, last_word};
 use crate::quant::GgmlType;
-use crate::recipe::{ReadError, Recipe, RowSource, Scratch};
+use crate::recipe::{ReadError, Recipe, RowSource, Scratch, Term};
 use crate::shape::Shape;
 
 /// Parameters in the order in which their modules define them, which is the order in which PEFT nests its
@@ -264,6 +264,12 @@ impl Addend for ExpertDeltas {
             row += count;
         }
         Ok(())
+    }
+
+    fn terms(&self) -> Option<Vec<Term>> {
+        let scale = self.factors.first()?.scale;
+        let stack = |part: fn(&Factors) -> Recipe| Recipe::stack(self.factors.iter().map(part).collect()).ok();
+        Some(vec![Term { a: stack(|f| f.a.clone())?, b: stack(|f| f.b.clone())?, scale }])
     }
 }
 

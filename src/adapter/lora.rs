@@ -5,6 +5,7 @@
 //! `B` `[dim, r]`, `W` `[vocabulary, dim]`; convolution `A` `[r, in, ..]`, `B` `[out, r, 1, ..]`.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::AdapterError;
 use super::change::{Addend, Effect};
@@ -12,7 +13,6 @@ use super::contents::{Module, Tensor};
 use super::dora::{self, Axis};
 use super::draft::{Context, Edit, Target};
 use super::experts;
-use super::lazy::Lazy;
 use super::lowrank::Factors;
 use super::residual::{Init, Residual};
 use crate::recipe::{ReadError, Recipe, Scratch};
@@ -95,7 +95,7 @@ fn weight(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> Resu
         }
         None => match init(cx)? {
             Some(init) => {
-                let effect = Effect::Rewrites(Box::new(Residual { factors, init, initial: Lazy::default() }));
+                let effect = Effect::Rewrites(Box::new(Residual { factors, init, initial: Arc::default() }));
                 Edit::new(if init == Init::Pissa { "PiSSA" } else { "OLoRA" }, Some(rank), &[a, b], effect)
             }
             None => Edit::new("LoRA", Some(rank), &[a, b], Effect::LowRank(factors)),

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::recipe::{LowRank, ReadError, Recipe, Scratch};
+use crate::recipe::{LowRank, ReadError, Recipe, Scratch, Term};
 
 /// Columns of a tile: its part of `a` is packed, so that a power-of-two row length does not make the rows of
 /// `a` fight for the same cache sets.
@@ -27,6 +27,11 @@ pub(super) struct Factors {
 }
 
 impl Factors {
+    /// The product that they stand for.
+    pub(super) fn term(&self) -> Term {
+        Term { a: self.a.clone(), b: self.b.clone(), scale: self.scale }
+    }
+
     /// Adds the product's rows `rows` to `values`; answers the sum of squares of what was added. With `round`,
     /// what is added is rounded by it first.
     pub(super) fn add(

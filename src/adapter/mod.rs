@@ -16,6 +16,7 @@ mod dora;
 mod draft;
 mod error;
 mod experts;
+mod implied;
 mod keys;
 mod lazy;
 mod lora;
@@ -39,9 +40,12 @@ pub use change::{MergeDtype, Meter};
 pub use check::{NotFinite, all_finite, check_rows, encoded_finite};
 pub use config::AdapterConfig;
 pub use error::{AdapterError, Mismatch};
+pub use implied::implied_tensors;
 pub use plan::apply;
 
 use contents::Contents;
+
+use crate::quant::GgmlType;
 
 /// The file names of an adapter's weights, in the order in which PEFT looks for them.
 const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
@@ -52,6 +56,7 @@ pub struct Adapter {
     path: PathBuf,
     label: String,
     config: AdapterConfig,
+    weights: PathBuf,
     contents: Contents,
 }
 
@@ -103,7 +108,7 @@ impl Adapter {
             };
             return Err(AdapterError::Unfit { adapter: dir.display().to_string(), what: name.to_string(), cause });
         }
-        Ok(Adapter { path, label, config, contents })
+        Ok(Adapter { path, label, config, weights, contents })
     }
 
     /// The folder that holds its files.
@@ -114,6 +119,21 @@ impl Adapter {
     /// What to call it in messages and reports.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// Bytes of its weight file.
+    pub fn size_bytes(&self) -> u64 {
+        std::fs::metadata(&self.weights).map_or(0, |m| m.len())
+    }
+
+    /// The plain types of its parameters, in the order of its file.
+    pub fn precisions(&self) -> impl Iterator<Item = GgmlType> {
+        self.contents.modules.iter().flat_map(|m| m.rest()).map(|t| t.recipe.precision())
+    }
+
+    /// The modules that it has parameters for, in the order of its file.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
+        self.contents.modules.iter().map(|m| m.name.as_str())
     }
 
     /// Its settings.

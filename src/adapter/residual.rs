@@ -9,11 +9,14 @@
 //! is continued until the wanted ones have converged to `TOLERANCE`.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::change::Rewrite;
 use super::lazy::Lazy;
 use super::lowrank::{Factors, add_product};
-use crate::recipe::{LowRank, ReadError, Recipe, Scratch};
+use crate::quant::GgmlType;
+use crate::recipe::{LowRank, ReadError, Recipe, RowSource, Scratch, Term};
+use crate::shape::Shape;
 
 /// Largest residual of a singular triplet, in units of the largest singular value.
 const TOLERANCE: f64 = 1e-12;
@@ -33,8 +36,19 @@ pub(super) struct Residual {
     pub(super) factors: Factors,
     /// What the initial ones were.
     pub(super) init: Init,
-    /// The initial product: `b` `[rows, r]`, then `a` `[r, cols]`.
-    pub(super) initial: Lazy<(Vec<f32>, Vec<f32>)>,
+    /// The initial product.
+    pub(super) initial: Arc<Lazy<Initial>>,
+}
+
+/// The initial product: `b` `[rows, r]`, then `a` `[r, cols]`.
+pub(super) type Initial = (Vec<f32>, Vec<f32>);
+
+/// Computes the initial product from the model's own weights.
+fn initial(base: &Recipe, init: Init, rank: usize, scratch: &mut Scratch) -> Result<Initial, ReadError> {
+    match init {
+        Init::Pissa => largest_singular(base, rank, scratch),
+        Init::Olora => first_columns(base, rank, scratch),
+    }
 }
 
 impl Rewrite for Residual {
@@ -46,16 +60,75 @@ impl Rewrite for Residual {
         scratch: &mut Scratch,
     ) -> Result<(), ReadError> {
         let rank = self.factors.rank();
-        let initial = self.initial.get(|| match self.init {
-            Init::Pissa => largest_singular(base, rank, scratch),
-            Init::Olora => first_columns(base, rank, scratch),
-        })?;
+        let initial = self.initial.get(|| initial(base, self.init, rank, scratch))?;
         let (b, a) = &*initial;
         let kept = b.len() / base.shape().rows().max(1) as usize;
         let b = &b[rows.start as usize * kept..rows.end as usize * kept];
-        let scale = if self.init == Init::Olora { -self.factors.scale() } else { -1.0 };
-        add_product(values, b, a, kept, scale, None);
+        add_product(values, b, a, kept, self.removed() as f32, None);
         self.factors.add(rows, values, scratch, None).map(|_| ())
+    }
+
+    fn terms(&self, base: &Recipe) -> Option<Vec<Term>> {
+        let factor = |side: Side| {
+            let (rows, cols) = (base.shape().rows(), base.shape().row_len());
+            let kept = (self.factors.rank() as u64).min(rows).min(cols);
+            let shape = match side {
+                Side::A => Shape::matrix(kept, cols),
+                Side::B => Shape::matrix(rows, kept),
+            };
+            let (base, init, initial) = (base.clone(), self.init, self.initial.clone());
+            Recipe::source(Arc::new(InitialFactor { base, init, rank: self.factors.rank(), initial, side, shape }))
+        };
+        let removed = Term { a: factor(Side::A), b: factor(Side::B), scale: self.removed() };
+        Some(vec![self.factors.term(), removed])
+    }
+}
+
+impl Residual {
+    /// The factor of the initial product in the residual base.
+    fn removed(&self) -> f64 {
+        if self.init == Init::Olora { -f64::from(self.factors.scale()) } else { -1.0 }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    A,
+    B,
+}
+
+/// One factor of the initial product, computed when its first row is read.
+struct InitialFactor {
+    base: Recipe,
+    init: Init,
+    rank: usize,
+    initial: Arc<Lazy<Initial>>,
+    side: Side,
+    shape: Shape,
+}
+
+impl RowSource for InitialFactor {
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn precision(&self) -> GgmlType {
+        GgmlType::F32
+    }
+
+    fn read_rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        let initial = self.initial.get(|| initial(&self.base, self.init, self.rank, scratch))?;
+        let values = match self.side {
+            Side::A => &initial.1,
+            Side::B => &initial.0,
+        };
+        let cols = self.shape.row_len();
+        out.copy_from_slice(&values[(rows.start * cols) as usize..(rows.end * cols) as usize]);
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        format!("the initial factors taken out of {:?}", self.base)
     }
 }
 
@@ -290,7 +363,6 @@ fn rotate(a: &mut [f64], b: &mut [f64], c: f64, s: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Shape;
 
     /// `diag(5, 4, 3, ..)` between two reflections: the singular values are known.
     #[test]

@@ -12,6 +12,25 @@ use super::error::ArchError;
 use super::model_id::{self, ParameterCounts, Parts};
 use crate::gguf::{Metadata, Value};
 
+/// What kind of file the keys are for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Subject<'a> {
+    /// A model of so many parameters.
+    Model(&'a ParameterCounts),
+    /// An adapter over this many parameters of its model.
+    Lora(u64),
+}
+
+impl Subject<'_> {
+    /// Parameters as the rules for names take them.
+    fn parameters(self) -> i64 {
+        match self {
+            Subject::Model(counts) => i64::try_from(counts.total).unwrap_or(i64::MAX),
+            Subject::Lora(total) => i64::try_from(total).map_or(i64::MIN, |n| -n),
+        }
+    }
+}
+
 /// Where the `general.*` keys of a model come from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin<'a> {
@@ -52,7 +71,8 @@ impl Naming {
 }
 
 /// Writes `general.type` and everything that follows it, up to the keys of the architecture.
-pub(super) fn write(out: &mut Metadata, origin: &Origin<'_>, counts: &ParameterCounts) -> Result<(), ArchError> {
+pub(super) fn write(out: &mut Metadata, origin: &Origin<'_>, subject: Subject<'_>) -> Result<(), ArchError> {
+    let parameters = subject.parameters();
     let card = card::read(&origin.folder.join("README.md"))?;
     let text = |keys: &[&str]| keys.iter().find_map(|k| card.get(*k).and_then(scalar));
     let mut naming = Naming {
@@ -66,17 +86,24 @@ pub(super) fn write(out: &mut Metadata, origin: &Origin<'_>, counts: &ParameterC
     if let Some(id) = origin.config.get("_name_or_path").and_then(Json::as_str)
         && id.matches('/').count() <= 1
     {
-        naming.add(model_id::parts(id, counts.total));
+        naming.add(model_id::parts(id, parameters));
     }
-    naming.add(model_id::parts(&folder_name(origin.folder), counts.total));
+    naming.add(model_id::parts(&folder_name(origin.folder), parameters));
     if let Some(name) = origin.name {
         naming.name = Some(name.into());
     }
-    if naming.size_label.is_none() && counts.total > 0 {
-        naming.size_label = Some(model_id::size_label(counts));
+    match subject {
+        Subject::Model(counts) => {
+            if naming.size_label.is_none() && counts.total > 0 {
+                naming.size_label = Some(model_id::size_label(counts));
+            }
+            out.set("general.type", Value::string("model"));
+        }
+        Subject::Lora(_) => {
+            out.set("general.type", Value::string("adapter"));
+            out.set("adapter.type", Value::string("lora"));
+        }
     }
-
-    out.set("general.type", Value::string("model"));
     sampling(out, origin.folder);
     let licence = match card.get("license") {
         Some(Json::Array(items)) => Some(items.iter().filter_map(scalar).collect::<Vec<_>>().join(",")),
@@ -102,8 +129,8 @@ pub(super) fn write(out: &mut Metadata, origin: &Origin<'_>, counts: &ParameterC
         set(out, key, value);
     }
     let of = |keys: &[&str]| keys.iter().find_map(|k| card.get(*k));
-    parents(out, "base_model", of(&["base_model", "base_models", "base_model_sources"]), counts.total);
-    parents(out, "dataset", of(&["datasets", "dataset", "dataset_sources"]), counts.total);
+    parents(out, "base_model", of(&["base_model", "base_models", "base_model_sources"]), parameters);
+    parents(out, "dataset", of(&["datasets", "dataset", "dataset_sources"]), parameters);
     for (key, sources) in [("tags", ["tags", "pipeline_tag"]), ("languages", ["languages", "language"])] {
         let items: Vec<String> = sources.iter().filter_map(|k| card.get(*k)).flat_map(list).collect();
         if !items.is_empty() {
@@ -183,7 +210,7 @@ fn sampling(out: &mut Metadata, folder: &Path) {
 }
 
 /// The models or data sets that a model was made from.
-fn parents(out: &mut Metadata, kind: &str, value: Option<&Json>, parameters: u64) {
+fn parents(out: &mut Metadata, kind: &str, value: Option<&Json>, parameters: i64) {
     let Some(value) = value else { return };
     let entries: Vec<Vec<(&str, String)>> = match value {
         Json::String(_) => vec![parent(value, parameters)],
@@ -199,7 +226,7 @@ fn parents(out: &mut Metadata, kind: &str, value: Option<&Json>, parameters: u64
 }
 
 /// One parent: an id of the Hub, an address, or a table of its own.
-fn parent(value: &Json, parameters: u64) -> Vec<(&'static str, String)> {
+fn parent(value: &Json, parameters: i64) -> Vec<(&'static str, String)> {
     const KEYS: [&str; 9] =
         ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
     let id = match value {

@@ -134,16 +134,53 @@ pub fn supported_classes() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().flat_map(|f| f.classes.iter().copied())
 }
 
-/// Describes a model as `convert_hf_to_gguf` writes it: the same keys and tensors in the same order.
-pub fn convert(input: &ArchInput<'_>) -> Result<Converted, ArchError> {
+fn recognise(input: &ArchInput<'_>) -> Result<(&'static Family, Config), ArchError> {
     let config = Config::new(input.config, input.config_file)?;
-    let Some(family) = family(config.class()) else {
-        return Err(ArchError::UnknownClass {
+    match family(config.class()) {
+        Some(family) => Ok((family, config)),
+        None => Err(ArchError::UnknownClass {
             file: input.config_file.into(),
             class: config.class().into(),
             supported: supported_classes().collect::<Vec<_>>().join(", "),
-        });
-    };
+        }),
+    }
+}
+
+/// A model's tensors under GGUF names: what an adapter file is made from.
+#[derive(Clone, Debug)]
+pub struct Arranged {
+    /// `general.architecture`.
+    pub arch: &'static str,
+    /// Which vocabulary to look for.
+    pub vocab: VocabKind,
+    /// Tensors that a GGUF of the model holds.
+    pub tensors: Vec<ConvertedTensor>,
+    /// Source tensors without a place in GGUF, with the reason.
+    pub dropped: Vec<(String, &'static str)>,
+}
+
+/// Arranges a model's tensors without describing the model.
+pub fn arrange(input: &ArchInput<'_>) -> Result<Arranged, ArchError> {
+    let (family, config) = recognise(input)?;
+    let claimed = claim::claim(family, &config, input.tensors, input.tokenizer_folder)?;
+    Ok(Arranged { arch: family.arch, vocab: family.vocab, tensors: claimed.tensors, dropped: claimed.dropped })
+}
+
+/// The keys of an adapter as `convert_lora_to_gguf` writes them. `folder` is the adapter's, whose card and name tell
+/// its origin; it changes `parameters` of the model's parameters.
+pub fn adapter_metadata(arch: &str, folder: &Path, parameters: u64, alpha: f32) -> Result<Metadata, ArchError> {
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", Value::string(arch));
+    let origin = general::Origin { folder, config: &serde_json::Value::Null, name: None };
+    general::write(&mut metadata, &origin, general::Subject::Lora(parameters))?;
+    metadata.set("adapter.lora.alpha", Value::F32(alpha));
+    metadata.set("general.quantization_version", Value::U32(2));
+    Ok(metadata)
+}
+
+/// Describes a model as `convert_hf_to_gguf` writes it: the same keys and tensors in the same order.
+pub fn convert(input: &ArchInput<'_>) -> Result<Converted, ArchError> {
+    let (family, config) = recognise(input)?;
     let claimed = claim::claim(family, &config, input.tensors, input.tokenizer_folder)?;
     let counts = ParameterCounts::of(claimed.tensors.iter().map(|t| (t.name.as_str(), t.recipe.shape().dims())));
 
@@ -152,7 +189,7 @@ pub fn convert(input: &ArchInput<'_>) -> Result<Converted, ArchError> {
     let mut keys = spec::Keys { prefix: family.arch, folder: input.folder.into(), metadata };
     keys::write(family.early_keys, &config, &mut keys)?;
     let origin = general::Origin { folder: input.folder, config: input.config, name: input.name };
-    general::write(&mut keys.metadata, &origin, &counts)?;
+    general::write(&mut keys.metadata, &origin, general::Subject::Model(&counts))?;
     keys::write(family.keys, &config, &mut keys)?;
     keys.metadata.set("general.quantization_version", Value::U32(2));
     let mut late = spec::Keys { prefix: family.arch, folder: input.folder.into(), metadata: Metadata::new() };

@@ -49,8 +49,9 @@ impl Kinds {
 }
 
 /// Takes a name such as `meta-llama/Llama-3.1-8B-Instruct` apart (`Metadata.get_model_id_components`).
-/// `parameters`, the number of parameters, tells a size from a context length.
-pub(super) fn parts(id: &str, parameters: u64) -> Parts {
+/// `parameters`, the number of parameters, tells a size from a context length; of an adapter, which need not change
+/// all of its model, it is negative.
+pub(super) fn parts(id: &str, parameters: i64) -> Parts {
     if id.contains(' ') {
         // A sentence, no name of the Hub's kind.
         return Parts { full_name: Some(id.into()), ..Parts::default() };
@@ -123,7 +124,7 @@ pub(super) fn parts(id: &str, parameters: u64) -> Parts {
 }
 
 /// Decides whether a part that looks like a size is one, and normalises it.
-fn annotate_size(name: &mut String, kind: &mut Kinds, parameters: u64) {
+fn annotate_size(name: &mut String, kind: &mut Kinds, parameters: i64) {
     let mut part: Vec<char> = name.replace('_', ".").chars().collect();
     let n = part.len();
     if part[n - 1].is_ascii_digit() {
@@ -141,7 +142,12 @@ fn annotate_size(name: &mut String, kind: &mut Kinds, parameters: u64) {
         let power = " KMBT".find(part[n - 1]).map_or(-1, |p| p as i32);
         if let Ok(number) = number.parse::<f64>() {
             let said = number * 1000f64.powi(power);
-            if (said - parameters as f64).abs() > (7 * parameters / 8) as f64 {
+            let known = parameters.unsigned_abs();
+            let unlikely = match parameters < 0 {
+                true => said < (known / 8) as f64,
+                false => (said - known as f64).abs() > (7 * known / 8) as f64,
+            };
+            if unlikely {
                 // More likely a context length.
                 kind.finetune = true;
                 part[n - 1] = part[n - 1].to_ascii_lowercase();
@@ -244,7 +250,7 @@ impl ParameterCounts {
 mod tests {
     use super::*;
 
-    fn told(id: &str, parameters: u64) -> [Option<String>; 4] {
+    fn told(id: &str, parameters: i64) -> [Option<String>; 4] {
         let p = parts(id, parameters);
         [p.basename, p.size_label, p.finetune, p.version]
     }

@@ -59,7 +59,8 @@ pub(super) struct ConvertArgs {
     #[arg(long, value_name = "MODEL")]
     pub base: Option<PathBuf>,
 
-    /// Types to write, from one read: llama.cpp's names, f32, f16, bf16, auto [default: q4_k_m]
+    /// Types to write, from one read: llama.cpp's names, f32, f16, bf16, auto
+    /// [default: q4_k_m; f32 for an adapter]
     #[arg(long, value_name = "TYPE", value_delimiter = ',')]
     pub quant: Vec<String>,
 
@@ -92,6 +93,10 @@ pub(super) struct ConvertArgs {
     /// How to save the result
     #[arg(long, value_name = "METHOD", default_value = "gguf")]
     pub save_method: SaveMethod,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub adapter: super::adapter::AdapterArgs,
 
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -22,6 +22,9 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// The type that is written unless `--quant` says otherwise.
 const DEFAULT_QUANT: &str = "q4_k_m";
 
+/// The type that a GGUF adapter is written in unless `--quant` says otherwise: the one of convert_lora_to_gguf.
+const DEFAULT_ADAPTER_TYPE: &str = "f32";
+
 /// Plans and, unless it is a dry run, converts.
 pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     let method = method(args)?;
@@ -84,7 +87,8 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
 fn method(args: &ConvertArgs) -> Result<Method, Usage> {
     match args.save_method {
         SaveMethod::Gguf => Ok(Method::Gguf),
-        _ => Err(Usage("--save-method: only gguf is available in this version".to_owned())),
+        SaveMethod::Lora => args.adapter.method().map(Method::Lora),
+        _ => Err(Usage("--save-method: only gguf and lora are available in this version".to_owned())),
     }
 }
 
@@ -102,11 +106,12 @@ fn ollama_target(args: &ConvertArgs) -> Result<Option<(&String, Way)>, Usage> {
 }
 
 fn request(args: &ConvertArgs, method: Method) -> Result<Request, Usage> {
-    let names = if args.quant.is_empty() { vec![DEFAULT_QUANT.to_owned()] } else { args.quant.clone() };
+    let default = if args.save_method == SaveMethod::Lora { DEFAULT_ADAPTER_TYPE } else { DEFAULT_QUANT };
+    let names = if args.quant.is_empty() { vec![default.to_owned()] } else { args.quant.clone() };
     let quants = names
         .iter()
         .map(|name| {
-            QuantName::from_name(name.trim()).ok_or_else(|| {
+            QuantName::from_name(name).ok_or_else(|| {
                 Usage(format!("--quant: '{name}' is no type; the types are {}", QuantName::all_names().join(", ")))
             })
         })
@@ -114,6 +119,7 @@ fn request(args: &ConvertArgs, method: Method) -> Result<Request, Usage> {
     Ok(Request {
         model: args.model.as_ref().map_or_else(|| ".".to_owned(), |p| p.to_string_lossy().into_owned()),
         adapters: args.loras.iter().map(|l| AdapterRequest { path: l.path.clone(), weight: l.weight }).collect(),
+        adapter: args.adapter.adapter.clone(),
         base: args.base.as_ref().map(|p| p.to_string_lossy().into_owned()),
         method,
         quants,

@@ -1,5 +1,6 @@
 //! The command line: arguments, progress, reports, exit codes. The only room that prints.
 
+mod adapter;
 mod args;
 mod convert;
 mod devices;

@@ -60,6 +60,21 @@ pub enum ConvertError {
         /// Number of types.
         types: usize,
     },
+    /// Adapter-only output of a model that has no adapter.
+    #[error("--save-method lora: {path} is a model, and no adapter is named; name one with --lora, or give its folder")]
+    NoAdapter {
+        /// The model.
+        path: PathBuf,
+    },
+    /// Adapter-only output over a GGUF.
+    #[error("{path}: is a GGUF, but the adapter's base is needed as a folder with config.json; give it with --base")]
+    AdapterOfGguf {
+        /// The GGUF.
+        path: PathBuf,
+    },
+    /// A GGUF adapter.
+    #[error(transparent)]
+    AdapterGguf(#[from] super::AdapterGgufError),
     /// The output folder is a file.
     #[error("--output {path}: is a file, but a folder is needed; give a name that ends in .gguf, or another folder")]
     NotAFolder {

@@ -87,7 +87,7 @@ impl MergedFolder {
             .chain(request.adapters.iter().map(|a| (a.path.as_path(), a.weight)));
         let mut adapters = Vec::new();
         for (path, weight) in requested {
-            adapters.push((Adapter::open(path, None)?, weight));
+            adapters.push((Adapter::open(path, request.adapter.as_deref())?, weight));
         }
         let mut merge = MergeSummary::default();
         if !adapters.is_empty() {
@@ -154,7 +154,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
             .map(|(tensor, reason)| Dropped { tensor, reason: reason.to_owned() })
             .collect(),
     };
-    let chat = chat(&tokenizer, &base, &metadata, converted.arch);
+    let chat = Chat { input: chat(&tokenizer, base.generation_config(), &metadata, converted.arch) };
     Ok(Opened {
         name,
         model: Model { metadata, tensors: Tensors::Converted { tensors: converted.tensors, auto } },
@@ -231,7 +231,7 @@ fn merged_config(config: &serde_json::Value, merge: &MergeSummary) -> serde_json
 }
 
 /// What the report says of an adapter.
-fn adapter_report(adapter: &Adapter, weight: f32, summary: &MergeSummary) -> AdapterReport {
+pub(super) fn adapter_report(adapter: &Adapter, weight: f32, summary: &MergeSummary) -> AdapterReport {
     let changes: Vec<_> = summary.changes.iter().filter(|c| c.adapter == adapter.label()).collect();
     let mut kinds: Vec<&str> = changes.iter().map(|c| c.kind).collect();
     kinds.sort_unstable();
@@ -240,15 +240,20 @@ fn adapter_report(adapter: &Adapter, weight: f32, summary: &MergeSummary) -> Ada
 }
 
 /// A folder's own name, also for `.` and `..`.
-fn name_of(folder: &Path) -> String {
+pub(super) fn name_of(folder: &Path) -> String {
     let resolved = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     resolved.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
 /// What a Modelfile needs to know of a model.
-fn chat(tokenizer: &Tokenizer, base: &ModelFolder, metadata: &Metadata, arch: &str) -> Chat {
+pub(super) fn chat(
+    tokenizer: &Tokenizer,
+    generation_config: Option<&serde_json::Value>,
+    metadata: &Metadata,
+    arch: &str,
+) -> ModelfileInput {
     let added: Vec<(String, bool)> = tokenizer.added_tokens().map(|(_, text, special)| (text, special)).collect();
-    let input = ModelfileInput {
+    ModelfileInput {
         from: Vec::new(),
         adapter: None,
         chat: ChatInput {
@@ -260,12 +265,11 @@ fn chat(tokenizer: &Tokenizer, base: &ModelFolder, metadata: &Metadata, arch: &s
             added_tokens: added.into_iter().map(|(t, _)| t).collect(),
             eos_tokens: tokenizer.ends().into_iter().map(|(_, t)| t).collect(),
         },
-        generation_config: base.generation_config().cloned(),
+        generation_config: generation_config.cloned(),
         context_length: metadata.get(&format!("{arch}.context_length")).and_then(Value::as_u64),
         architecture: Some(arch.to_owned()),
         licenses: Vec::new(),
         system: None,
         messages: Vec::new(),
-    };
-    Chat { input }
+    }
 }

@@ -14,6 +14,8 @@ pub struct Request {
     pub model: String,
     /// Adapters to merge, beyond the model's own.
     pub adapters: Vec<AdapterRequest>,
+    /// Which of several adapters in one folder, by name.
+    pub adapter: Option<String>,
     /// Where the base of an adapter is, if not where the adapter says.
     pub base: Option<String>,
     /// How the result is saved.
@@ -43,6 +45,39 @@ pub struct Request {
 pub enum Method {
     /// GGUF files.
     Gguf,
+    /// The adapters alone.
+    Lora(AdapterSave),
+}
+
+/// How adapters are saved without their model.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterSave {
+    /// What as.
+    pub format: AdapterFormat,
+    /// Whether a PEFT folder's weights are safetensors; otherwise a pickle.
+    pub safe: bool,
+    /// Whether embedding and head are saved beside the factors.
+    pub embeddings: SaveEmbeddings,
+}
+
+/// What an adapter is saved as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdapterFormat {
+    /// A folder as PEFT saves it.
+    Peft,
+    /// A GGUF.
+    Gguf,
+}
+
+/// PEFT's `save_embedding_layers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveEmbeddings {
+    /// Where the adapter targets them, or the vocabulary was resized.
+    Auto,
+    /// Always.
+    Yes,
+    /// Only where they are modules_to_save.
+    No,
 }
 
 /// One `--lora`.
@@ -70,8 +105,8 @@ impl Request {
         Ok((!imatrix.is_empty()).then_some(imatrix))
     }
 
-    /// Where the files go, for a model of this name.
-    pub(super) fn place(&self, name: &str) -> Result<Place, ConvertError> {
+    /// Where the files go, for a model of this name; `kind` ends the name of the folder where none is given.
+    pub(super) fn place(&self, name: &str, kind: &str) -> Result<Place, ConvertError> {
         let folder = match &self.output {
             Some(path) if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) => {
                 if self.quants.len() > 1 {
@@ -80,7 +115,7 @@ impl Request {
                 return Ok(Place::File(path.clone()));
             }
             Some(path) => path.clone(),
-            None => PathBuf::from(format!("{name}-gguf")),
+            None => PathBuf::from(format!("{name}-{kind}")),
         };
         if folder.exists() && !folder.is_dir() {
             return Err(ConvertError::NotAFolder { path: folder });
