@@ -265,7 +265,7 @@ impl Draft {
 }
 
 /// Whether two tensors hold the same values. Reads both, a few rows at a time, up to the first difference.
-fn equal(one: &Recipe, other: &Recipe) -> Result<bool, AdapterError> {
+pub(super) fn equal(one: &Recipe, other: &Recipe) -> Result<bool, AdapterError> {
     if one.shape() != other.shape() {
         return Ok(false);
     }

@@ -10,14 +10,26 @@ use super::change::{Effect, Rewrite};
 use super::contents::{Saved, Tensor};
 use super::draft::{Context, Edit, REPLACED, Target};
 use super::names;
-use crate::recipe::{ReadError, Recipe, Scratch};
+use crate::recipe::{ReadError, Recipe, Scratch, Term};
 
 /// The tensor as the adapter brings it.
-struct Replace(Recipe);
+struct Replace {
+    tensor: Recipe,
+    /// Whether it is PEFT's copy of a tensor that was frozen in training: what lies beneath the factors of an
+    /// embedding or a head is saved with them.
+    frozen: bool,
+}
 
 impl Rewrite for Replace {
     fn rows(&self, _: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
-        self.0.rows(rows, values, scratch)
+        self.tensor.rows(rows, values, scratch)
+    }
+
+    /// Nothing, where the tensor is the model's own.
+    fn terms(&self, base: &Recipe) -> Option<Vec<Term>> {
+        let same = base.shape() == self.tensor.shape();
+        let unchanged = same && (self.frozen || super::plan::equal(base, &self.tensor).unwrap_or(false));
+        unchanged.then(Vec::new)
     }
 }
 
@@ -37,10 +49,12 @@ pub(super) fn replace(saved: Saved, cx: &mut Context) -> Result<(), AdapterError
         }
     };
     let is_vocabulary = names::is_embedding(&module) || names::is_head(&module);
-    if target.shape() != tensor.recipe.shape() {
+    let resized = target.shape() != tensor.recipe.shape();
+    if resized {
         resize(&mut target, &tensor, is_vocabulary, cx)?;
     }
-    let effect = Effect::Rewrites(Box::new(Replace(tensor.recipe.clone())));
+    let frozen = !resized && tensor.name.contains(".base_layer.") && leaf == "weight";
+    let effect = Effect::Rewrites(Box::new(Replace { tensor: tensor.recipe.clone(), frozen }));
     let edit = Edit::new(REPLACED, None, &[&tensor], effect);
     cx.edit(&target, &module, edit);
     Ok(())

@@ -10,7 +10,7 @@ use crate::adapter::{self, Adapter, BaseInfo, MergeSummary};
 use crate::arch::Arranged;
 use crate::gguf::Metadata;
 use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
-use crate::source::{self, ModelFolder, Places, SourceError, TensorSet, read_json, resolve_base, tokenizer_files};
+use crate::source::{self, ModelFolder, Places, SourceError, TensorSet, read_json, resolve_base};
 use crate::tokenizer::{Tokenizer, TokenizerFiles, TokenizerOptions};
 
 /// The model under adapters: its config, and its tensors as far as they are known.
@@ -128,13 +128,6 @@ impl Adapters {
     /// What the report says of each.
     pub(super) fn reports(&self, merge: &MergeSummary) -> Vec<AdapterReport> {
         self.list.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, merge)).collect()
-    }
-
-    /// The first folder with tokenizer files: an adapter's, or the base's.
-    pub(super) fn tokenizer_files(&self) -> Vec<PathBuf> {
-        let homes = self.list.iter().map(|(a, _)| a.path()).chain(self.base.as_deref().ok());
-        let files = TokenizerFiles::new(homes);
-        files.home().map(tokenizer_files).unwrap_or_default()
     }
 
     /// The Modelfile of an adapter file over `from`, a GGUF or a model folder, and notes about it.
