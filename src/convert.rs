@@ -13,14 +13,17 @@ use crate::report::{AdapterReport, ChangeReport, ModelReport, Report};
 use crate::save::{GgufSink, OutputSet};
 use crate::stream::{self, Progress, Settings, Sink, Stream};
 
+mod adapter_folder;
 mod adapter_gguf;
 mod error;
+mod extract;
 mod open;
 mod open_adapter;
 mod request;
 
 pub use adapter_gguf::AdapterGgufError;
 pub use error::ConvertError;
+pub use extract::{ExtractRequest, plan_extract};
 pub use request::{AdapterFormat, AdapterRequest, AdapterSave, Method, Request, SaveEmbeddings};
 
 /// Something to save, decided to the byte. One kind for each [`Method`].
@@ -44,7 +47,10 @@ pub trait Job {
 pub fn plan(request: &Request) -> Result<Box<dyn Job>, ConvertError> {
     Ok(match &request.method {
         Method::Gguf => Box::new(Conversion::plan(request)?),
-        Method::Lora(_) => Box::new(Conversion::plan_adapter(request)?),
+        Method::Lora(save) => match save.format {
+            AdapterFormat::Gguf => Box::new(Conversion::plan_adapter(request)?),
+            AdapterFormat::Peft => Box::new(adapter_folder::AdapterFolder::plan(request, save)?),
+        },
     })
 }
 
@@ -78,7 +84,7 @@ impl Conversion {
                 continue;
             }
             report.warnings.extend(plan.warnings.iter().map(|w| format!("{}: {w}", plan.label)));
-            let paths = place.gguf_paths(&plan.label, plan.files.len());
+            let paths = place.gguf_paths(&plan.label, plan.files.len(), request.plan.split.is_some());
             report.outputs.extend(plan.reports(&paths));
             types.push(Output { plan, paths });
         }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::arch::{ConvertedTensor, Stored};
-use crate::gguf::{Layout, LayoutError, Metadata, SplitLimit, TensorInfo, Value, split};
+use crate::gguf::{Layout, LayoutError, Metadata, SplitRule, TensorInfo, Value, split};
 use crate::quant::{FileType, GgmlType, Imatrix, QuantName, QuantOptions, QuantPlan, QuantPlanError, SourceTensor};
 use crate::recipe::{Elementwise, Recipe};
 use crate::report::OutputReport;
@@ -164,8 +164,8 @@ pub enum PlanError {
 pub struct PlanOptions {
     /// The quantizer's options.
     pub quant: QuantOptions,
-    /// When a part is full, where the model is to be split.
-    pub split: Option<SplitLimit>,
+    /// How the model is to be split, if it is.
+    pub split: Option<SplitRule>,
 }
 
 impl TypePlan {
@@ -294,14 +294,10 @@ fn quantized(
     Ok(TypePlan { label: target.name().to_owned(), files, warnings })
 }
 
-fn files(
-    metadata: Metadata,
-    tensors: Vec<PlannedTensor>,
-    limit: Option<SplitLimit>,
-) -> Result<Vec<FilePlan>, PlanError> {
-    let Some(limit) = limit else { return Ok(vec![file(metadata, tensors)?]) };
+fn files(metadata: Metadata, tensors: Vec<PlannedTensor>, rule: Option<SplitRule>) -> Result<Vec<FilePlan>, PlanError> {
+    let Some(rule) = rule else { return Ok(vec![file(metadata, tensors)?]) };
     let infos: Vec<TensorInfo> = tensors.iter().map(|t| t.info.clone()).collect();
-    split(&metadata, &infos, limit)?.into_iter().map(|(keys, range)| file(keys, tensors[range].to_vec())).collect()
+    split(&metadata, &infos, rule)?.into_iter().map(|(keys, range)| file(keys, tensors[range].to_vec())).collect()
 }
 
 fn file(metadata: Metadata, tensors: Vec<PlannedTensor>) -> Result<FilePlan, PlanError> {

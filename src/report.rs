@@ -17,6 +17,9 @@ pub struct Report {
     pub adapters: Vec<AdapterReport>,
     /// What merging changed, by tensor; empty without adapters and in a dry run.
     pub changes: Vec<ChangeReport>,
+    /// How much of each module's difference an extracted adapter holds; empty otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extracted: Vec<ExtractedReport>,
     /// Files of rows: GGUFs, or shards of another format.
     pub outputs: Vec<OutputReport>,
     /// Everything that stands in the output folder, in order of writing.
@@ -85,6 +88,17 @@ pub struct ChangeReport {
     pub rank: Option<u64>,
     /// Norm of the change over norm of the base's tensor; none for a replaced tensor.
     pub relative_change: Option<f64>,
+}
+
+/// One module of an extracted adapter.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExtractedReport {
+    /// The module.
+    pub module: String,
+    /// Rank of its factors.
+    pub rank: u64,
+    /// The part of the difference's sum of squares that they hold.
+    pub energy: f64,
 }
 
 /// One file of rows.

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
-use to_gguf::gguf::{Array, GgufError, GgufFile, Layout, Metadata, SplitLimit, TensorInfo, Value, part_path, split};
+use to_gguf::gguf::{
+    Array, GgufError, GgufFile, Layout, Metadata, SplitLimit, SplitRule, TensorInfo, Value, part_path, split,
+};
 use to_gguf::quant::GgmlType;
 use to_gguf::shape::Shape;
 
@@ -193,7 +195,7 @@ fn write_parts(dir: &TempDir) -> Vec<PathBuf> {
     let mut m = Metadata::new();
     m.set("general.architecture", Value::string("llama"));
     let tensors: Vec<_> = (0..5).map(|i| tensor(&format!("t{i}"), &[8], GgmlType::F32)).collect();
-    let parts = split(&m, &tensors, SplitLimit::Tensors(2)).unwrap();
+    let parts = split(&m, &tensors, SplitRule { limit: SplitLimit::Tensors(2), bare_first: false }).unwrap();
     let count = parts.len();
     let write = |(i, (keys, range)): (usize, (Metadata, std::ops::Range<usize>))| {
         let path = part_path(&dir.path().join("m.gguf"), i, count);

@@ -57,9 +57,24 @@ impl AdapterConfig {
         Ok(AdapterConfig { path: path.to_path_buf(), settings, rank_pattern, alpha_pattern })
     }
 
+    /// No settings at all: what an adapter has that is still to be made.
+    pub(super) fn empty() -> Self {
+        AdapterConfig {
+            path: PathBuf::new(),
+            settings: Map::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+        }
+    }
+
     /// The file these settings come from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// All settings, in the order of the file.
+    pub fn settings(&self) -> &Map<String, Value> {
+        &self.settings
     }
 
     /// A setting as it is; `None` for one that is absent or null.

@@ -88,6 +88,10 @@ pub(super) struct Contents {
     pub(super) shared: IndexMap<String, Tensor>,
     /// The adapters' names that the file still has.
     pub(super) names: Vec<String>,
+    /// The one of them that this is.
+    pub(super) wanted: Option<String>,
+    /// All tensors of the file, in its order.
+    pub(super) file: Vec<Tensor>,
 }
 
 impl Contents {
@@ -154,6 +158,7 @@ impl Contents {
         }
         let shared = modules.shift_remove(&(String::new(), 0)).map(|m| m.parts).unwrap_or_default();
         let (modules, saved) = (modules.into_values().collect(), saved.into_values().collect());
-        Ok(Contents { modules, saved, shared, names })
+        let file = tensors.iter().map(|(name, recipe)| Tensor { name: name.into(), recipe: recipe.clone() }).collect();
+        Ok(Contents { modules, saved, shared, names, wanted, file })
     }
 }

@@ -139,6 +139,17 @@ pub enum AdapterError {
         /// Why not.
         cause: String,
     },
+    /// A form that is no product of two matrices.
+    #[error(
+        "{adapter}: {what} cannot be part of one LoRA made of weighted adapters; merge into the model instead (leave out \
+         --save-method lora)"
+    )]
+    NotCombinable {
+        /// The adapter.
+        adapter: String,
+        /// The form.
+        what: String,
+    },
     /// A value of the model's or adapter's configuration makes a form impossible.
     #[error("{adapter}: {what}: {cause}")]
     Unfit {

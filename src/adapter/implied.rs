@@ -36,8 +36,8 @@ impl RowSource for Unread {
     }
 }
 
-/// The weights that the adapters' factors change, as far as those tell: names as the adapters have them, shapes from
-/// the factors.
+/// The tensors that adapters change, as far as they tell: names as the adapters have them, shapes from the factors, or
+/// those of tensors that were trained whole.
 pub fn implied_tensors(adapters: &[(Adapter, f32)], base: &BaseInfo) -> Result<TensorSet, AdapterError> {
     let mut tensors = TensorSet::new();
     for (adapter, _) in adapters {
@@ -45,14 +45,19 @@ pub fn implied_tensors(adapters: &[(Adapter, f32)], base: &BaseInfo) -> Result<T
             let Some(dims) = weight_dims(module) else { continue };
             let transposed = stored_transposed(&module.name, base, &adapter.config)?;
             let dims = if transposed { [dims[1], dims[0]] } else { dims };
-            let name = format!("{}.weight", module.name);
-            if !tensors.contains(&name) {
-                let shape = Shape::matrix(dims[0], dims[1]);
-                tensors.set(name.clone(), Recipe::source(Arc::new(Unread { name, shape })));
-            }
+            add(&mut tensors, format!("{}.weight", module.name), Shape::matrix(dims[0], dims[1]));
+        }
+        for saved in &adapter.contents.saved {
+            add(&mut tensors, format!("{}.{}", saved.module, saved.leaf), saved.tensor.recipe.shape().clone());
         }
     }
     Ok(tensors)
+}
+
+fn add(tensors: &mut TensorSet, name: String, shape: Shape) {
+    if !tensors.contains(&name) {
+        tensors.set(name.clone(), Recipe::source(Arc::new(Unread { name, shape })));
+    }
 }
 
 /// Outputs and inputs of a linear layer; rows and columns of an embedding.

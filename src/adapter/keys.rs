@@ -131,6 +131,41 @@ impl Key {
     }
 }
 
+/// A tensor's name as PEFT's files have it today: without the words of wrappers and without the adapter's own name.
+pub(super) fn saved_name(name: &str) -> String {
+    let words: Vec<&str> = name.split('.').filter(|w| !WRAPPERS.contains(w)).collect();
+    let words = words.strip_prefix(&["module"]).unwrap_or(&words);
+    let (words, of_module) = match words.strip_prefix(&["base_model"]) {
+        Some(rest) => rest.strip_prefix(&["model"]).map_or((rest, false), |rest| (rest, true)),
+        None => (words, true),
+    };
+    let prefix = if of_module { "base_model.model" } else { "base_model" };
+    let is_parameter = |w: &&str| PARAMETERS.iter().any(|p| w.starts_with(p));
+    let mut kept = vec![prefix];
+    match words.iter().position(is_parameter) {
+        Some(at) => {
+            let inner = if words[at] == "token_adapter" { 2 } else { 1 };
+            let end = (at + inner).min(words.len());
+            kept.extend(&words[..end]);
+            // PEFT drops this one's field from its files.
+            let field = words[end..].last().filter(|w| matches!(**w, "weight" | "bias"));
+            kept.extend(field.filter(|_| words[end - 1] != "lora_magnitude_vector"));
+        }
+        None => {
+            let mut at = 0;
+            while at < words.len() {
+                match words[at] {
+                    "modules_to_save" if words.len() - at > 2 => at += 1,
+                    "modules_to_save" | "original_module" => {}
+                    word => kept.push(word),
+                }
+                at += 1;
+            }
+        }
+    }
+    kept.join(".")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +196,31 @@ mod tests {
             parameter("trainable_tokens_delta"),
             None,
         );
+    }
+
+    #[test]
+    fn names_are_saved_as_peft_has_them_today() {
+        let q = "base_model.model.model.layers.0.self_attn.q_proj";
+        for (name, saved) in [
+            (format!("{q}.lora_A.weight"), format!("{q}.lora_A.weight")),
+            (format!("_orig_mod.{q}.lora_A.default.weight"), format!("{q}.lora_A.weight")),
+            (format!("module.{q}.lora_B.default.bias"), format!("{q}.lora_B.bias")),
+            (format!("{q}.lora_magnitude_vector.default.weight"), format!("{q}.lora_magnitude_vector")),
+            (format!("{q}.base_layer.lora_A.weight"), format!("{q}.base_layer.lora_A.weight")),
+            ("base_model.vera_A".into(), "base_model.vera_A".into()),
+            ("model.m.lora_A.weight".into(), "base_model.model.model.m.lora_A.weight".into()),
+            (
+                "base_model.model._fsdp_wrapped_module.lm_head.modules_to_save.default.weight".into(),
+                "base_model.model.lm_head.weight".into(),
+            ),
+            ("base_model.model.lm_head.base_layer.weight".into(), "base_model.model.lm_head.base_layer.weight".into()),
+            (
+                "base_model.model.m.embed.token_adapter.trainable_tokens_delta.default".into(),
+                "base_model.model.m.embed.token_adapter.trainable_tokens_delta".into(),
+            ),
+        ] {
+            assert_eq!(saved_name(&name), saved);
+        }
     }
 
     #[test]

@@ -5,14 +5,15 @@
 //! `B` `[dim, r]`, `W` `[vocabulary, dim]`; convolution `A` `[r, in, ..]`, `B` `[out, r, 1, ..]`.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::AdapterError;
 use super::change::{Addend, Effect};
+use super::config::AdapterConfig;
 use super::contents::{Module, Tensor};
 use super::dora::{self, Axis};
 use super::draft::{Context, Edit, Target};
 use super::experts;
+use super::lazy::Lazy;
 use super::lowrank::Factors;
 use super::residual::{Init, Residual};
 use crate::recipe::{ReadError, Recipe, Scratch};
@@ -43,20 +44,29 @@ pub(super) fn plan(mut module: Module, wrappers: usize, cx: &mut Context) -> Res
 
 /// The factor of `B @ A`, without the adapter's weight, after checking the rank against the config's.
 pub(super) fn scale(module: &str, a: &Tensor, rank: u64, experts: u64, cx: &Context) -> Result<f64, AdapterError> {
-    let config = cx.config;
+    scale_of(cx.config, cx.label, module, &a.name, rank / experts.max(1))
+}
+
+/// The factor of `B @ A` for factors of this rank; `tensor` is the name of `A`, `label` the adapter's, for the message.
+pub(super) fn scale_of(
+    config: &AdapterConfig,
+    label: &str,
+    module: &str,
+    tensor: &str,
+    rank: u64,
+) -> Result<f64, AdapterError> {
     let expected = config.rank(module, "r")?;
-    let rank = rank / experts.max(1);
     if rank == 0 {
         return Err(AdapterError::Unfit {
-            adapter: cx.label.to_string(),
-            what: format!("tensor {}", a.name),
+            adapter: label.to_string(),
+            what: format!("tensor {tensor}"),
             cause: "has rank 0: the adapter is incomplete; save it again, gathered from all devices".into(),
         });
     }
     if let Some(expected) = expected.filter(|&r| r != rank) {
         return Err(AdapterError::Rank {
-            adapter: cx.label.to_string(),
-            tensor: a.name.clone(),
+            adapter: label.to_string(),
+            tensor: tensor.to_string(),
             module: module.to_string(),
             found: rank,
             expected,
@@ -95,7 +105,7 @@ fn weight(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> Resu
         }
         None => match init(cx)? {
             Some(init) => {
-                let effect = Effect::Rewrites(Box::new(Residual { factors, init, initial: Arc::default() }));
+                let effect = Effect::Rewrites(Box::new(Residual { factors, init, initial: Lazy::default() }));
                 Edit::new(if init == Init::Pissa { "PiSSA" } else { "OLoRA" }, Some(rank), &[a, b], effect)
             }
             None => Edit::new("LoRA", Some(rank), &[a, b], Effect::LowRank(factors)),

@@ -10,18 +10,21 @@
 mod blocks;
 mod change;
 mod check;
+mod combine;
 mod config;
 mod contents;
 mod dora;
 mod draft;
 mod error;
 mod experts;
+mod extract;
 mod implied;
 mod keys;
 mod lazy;
 mod lora;
 mod lowrank;
 mod names;
+mod peft;
 mod plan;
 mod products;
 mod replicate;
@@ -29,6 +32,7 @@ mod residual;
 mod rotations;
 mod saved;
 mod scaled;
+mod singular;
 mod sparse;
 
 use std::path::{Path, PathBuf};
@@ -38,9 +42,12 @@ use serde_json::Value;
 
 pub use change::{MergeDtype, Meter};
 pub use check::{NotFinite, all_finite, check_rows, encoded_finite};
+pub use combine::{ResidualBase, combine, has_residual_base};
 pub use config::AdapterConfig;
 pub use error::{AdapterError, Mismatch};
+pub use extract::{Captured, Extracted, extract};
 pub use implied::implied_tensors;
+pub use peft::{EmbeddingChanges, EmbeddingLayers, PeftAdapter, PeftTensor};
 pub use plan::apply;
 
 use contents::Contents;
@@ -134,6 +141,11 @@ impl Adapter {
     /// The modules that it has parameters for, in the order of its file.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
         self.contents.modules.iter().map(|m| m.name.as_str())
+    }
+
+    /// The file of its weights.
+    pub fn weights(&self) -> &Path {
+        &self.weights
     }
 
     /// Its settings.

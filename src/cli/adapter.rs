@@ -27,19 +27,15 @@ pub(super) struct AdapterArgs {
 impl AdapterArgs {
     /// How the adapter is saved.
     pub(super) fn method(&self) -> Result<AdapterSave, Usage> {
-        let format = match self.format {
-            AdapterFormat::Peft => return Err(Usage("--format peft: not in this version; use --format gguf".into())),
-            AdapterFormat::Gguf if self.no_safe_serialization => {
-                return Err(Usage("--no-safe-serialization: is about --format peft; leave it out".into()));
-            }
-            AdapterFormat::Gguf => convert::AdapterFormat::Gguf,
-        };
+        if self.format == AdapterFormat::Gguf && self.no_safe_serialization {
+            return Err(Usage("--no-safe-serialization: is about --format peft; leave it out".into()));
+        }
         let embeddings = match self.save_embedding_layers {
             SaveEmbeddings::Auto => convert::SaveEmbeddings::Auto,
             SaveEmbeddings::Yes => convert::SaveEmbeddings::Yes,
             SaveEmbeddings::No => convert::SaveEmbeddings::No,
         };
-        Ok(AdapterSave { format, safe: !self.no_safe_serialization, embeddings })
+        Ok(AdapterSave { format: self.format.into(), safe: !self.no_safe_serialization, embeddings })
     }
 }
 
@@ -50,6 +46,15 @@ pub(super) enum AdapterFormat {
     Peft,
     /// A GGUF for llama.cpp's --lora and Ollama's ADAPTER
     Gguf,
+}
+
+impl From<AdapterFormat> for convert::AdapterFormat {
+    fn from(format: AdapterFormat) -> Self {
+        match format {
+            AdapterFormat::Peft => convert::AdapterFormat::Peft,
+            AdapterFormat::Gguf => convert::AdapterFormat::Gguf,
+        }
+    }
 }
 
 /// Whether the embedding and the head are saved with an adapter.

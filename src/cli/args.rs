@@ -32,6 +32,8 @@ pub(super) enum Command {
     Inspect(super::inspect::InspectArgs),
     /// Compare two GGUF files: keys, order, types, bytes, values; exit status 1 where they differ
     Diff(super::diff::DiffArgs),
+    /// Make an adapter of the difference of two models
+    Extract(super::extract::ExtractArgs),
     /// Translate a model's chat template for Ollama, and prove the translation
     Template(super::template::TemplateArgs),
     /// Check what Ollama gets, or put it there
@@ -84,6 +86,10 @@ pub(super) struct ConvertArgs {
     /// Split each GGUF into parts of at most so many tensors
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub split_max_tensors: Option<u64>,
+
+    /// Put only the keys into the first part of a split
+    #[arg(long)]
+    pub no_tensor_first_split: bool,
 
     /// The type that merged sums are rounded to: f32 keeps all of the training, bf16 and f16 give the bytes that
     /// merging into a 16-bit model gives

@@ -4,16 +4,17 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::args::{ConvertArgs, MergeType, SaveMethod};
+use super::args::{ConvertArgs, MergeType, RunArgs, SaveMethod};
 use super::ollama::{self, Way};
 use super::progress::Display;
 use super::{Interrupted, Usage, print};
 use crate::adapter::MergeDtype;
-use crate::convert::{self, AdapterRequest, ConvertError, Method, Request};
+use crate::convert::{self, AdapterRequest, ConvertError, Job, Method, Request};
 use crate::device;
-use crate::gguf::SplitLimit;
+use crate::gguf::{SplitLimit, SplitRule};
 use crate::plan::PlanOptions;
 use crate::quant::{ImatrixFilter, KvOverride, QuantName, QuantOptions, TensorTypeRule, weight_type};
+use crate::report::Report;
 use crate::stream::{Settings, StreamError};
 
 /// Raised by Ctrl-C and by a request to terminate.
@@ -33,22 +34,44 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         crate::ollama::name::ModelName::parse(name).map_err(|e| Usage(e.to_string()))?;
     }
     let request = request(args, method)?;
-    let job = convert::plan(&request)?;
-    let mut report = if args.dry_run {
+    finish(convert::plan(&request)?, &args.run, args.dry_run, |mut report| {
+        if let Some((name, way)) = ollama_target(args)? {
+            let modelfile = report.files.iter().find(|f| f.ends_with("Modelfile"));
+            let needed = || Usage("--ollama: needs a Modelfile; let -o name a folder".into());
+            let told = ollama::add(modelfile.ok_or_else(needed)?, name, way, args.force)?;
+            if !args.run.quiet && !args.run.json {
+                eprintln!("{told}");
+            }
+            report.next.retain(|c| !c.starts_with("ollama"));
+            report.next.insert(0, format!("ollama run {name}"));
+        }
+        Ok((report, args.report))
+    })
+}
+
+/// Writes what was planned, unless it is a dry run, and prints the report. `then` works on the report first, and
+/// answers whether changes are to be told one by one.
+pub(super) fn finish(
+    job: Box<dyn Job>,
+    run: &RunArgs,
+    dry_run: bool,
+    then: impl FnOnce(Report) -> anyhow::Result<(Report, bool)>,
+) -> anyhow::Result<ExitCode> {
+    let report = if dry_run {
         let mut report = job.report().clone();
         report.dry_run = true;
         report
     } else {
-        let threads = match args.run.threads {
+        let threads = match run.threads {
             Some(n) => n.into(),
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
         // Without a handler the process ends at once and leaves a temporary file for the next run to sweep.
         let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
-        let settings = Settings { threads, max_memory: args.run.max_memory.map(|b| b.0), interrupted: &INTERRUPTED };
-        let gpu_memory = args.run.gpu_memory.map(|b| b.0);
-        let chosen = device::open(&args.run.device.0, job.total_bytes(), threads, gpu_memory)?;
-        let display = Display::new(job.total_bytes(), args.run.quiet || args.run.json);
+        let settings = Settings { threads, max_memory: run.max_memory.map(|b| b.0), interrupted: &INTERRUPTED };
+        let gpu_memory = run.gpu_memory.map(|b| b.0);
+        let chosen = device::open(&run.device.0, job.total_bytes(), threads, gpu_memory)?;
+        let display = Display::new(job.total_bytes(), run.quiet || run.json);
         let result = job.write(&*chosen.device, &settings, &display);
         display.finish();
         let mut report = result.map_err(|e| match e {
@@ -58,25 +81,16 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         report.warnings.extend(chosen.warning);
         report
     };
-    if let Some((name, way)) = ollama_target(args)? {
-        let modelfile = report.files.iter().find(|f| f.ends_with("Modelfile"));
-        let modelfile = modelfile.ok_or_else(|| Usage("--ollama: needs a Modelfile; let -o name a folder".into()))?;
-        let told = ollama::add(modelfile, name, way, args.force)?;
-        if !args.run.quiet && !args.run.json {
-            eprintln!("{told}");
-        }
-        report.next.retain(|c| !c.starts_with("ollama"));
-        report.next.insert(0, format!("ollama run {name}"));
-    }
-    if !args.run.json {
+    let (report, changes) = then(report)?;
+    if !run.json {
         report.warnings.iter().for_each(|w| eprintln!("warning: {}", super::one_line(w)));
     }
-    let text = if args.run.json {
+    let text = if run.json {
         serde_json::to_string_pretty(&report)? + "\n"
-    } else if args.run.quiet {
+    } else if run.quiet {
         report.files.iter().map(|f| format!("{}\n", f.display())).collect()
     } else {
-        print::report(&report, args.run.verbose > 0, args.report)
+        print::report(&report, run.verbose > 0, changes)
     };
     // A reader that closed the pipe has seen what it wanted.
     let _ = std::io::stdout().write_all(text.as_bytes());
@@ -124,13 +138,7 @@ fn request(args: &ConvertArgs, method: Method) -> Result<Request, Usage> {
         method,
         quants,
         output: args.output.clone(),
-        plan: PlanOptions {
-            quant: quantizer(args)?,
-            split: match (args.split_max_size, args.split_max_tensors) {
-                (Some(size), _) => Some(SplitLimit::Bytes(size.0)),
-                (None, tensors) => tensors.map(SplitLimit::Tensors),
-            },
-        },
+        plan: PlanOptions { quant: quantizer(args)?, split: split(args)? },
         merge_dtype: match args.merge_dtype {
             MergeType::F32 => MergeDtype::F32,
             MergeType::Bf16 => MergeDtype::Bf16,
@@ -146,6 +154,23 @@ fn request(args: &ConvertArgs, method: Method) -> Result<Request, Usage> {
         modelfile: !args.no_modelfile,
         force: args.force,
     })
+}
+
+/// How a GGUF is split.
+fn split(args: &ConvertArgs) -> Result<Option<SplitRule>, Usage> {
+    let limit = match (args.split_max_size, args.split_max_tensors) {
+        (Some(size), _) => Some(SplitLimit::Bytes(size.0)),
+        (None, tensors) => tensors.map(SplitLimit::Tensors),
+    };
+    if args.no_tensor_first_split && limit.is_none() {
+        return Err(Usage(
+            "--no-tensor-first-split: nothing is split; add --split-max-size or --split-max-tensors".into(),
+        ));
+    }
+    if limit.is_some() && args.save_method == SaveMethod::Lora {
+        return Err(Usage("--split-max-size, --split-max-tensors: an adapter is one file; leave them out".into()));
+    }
+    Ok(limit.map(|limit| SplitRule { limit, bare_first: args.no_tensor_first_split }))
 }
 
 /// The options that carry llama-quantize's names.

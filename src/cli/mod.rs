@@ -5,6 +5,7 @@ mod args;
 mod convert;
 mod devices;
 mod diff;
+mod extract;
 mod inspect;
 mod ollama;
 mod print;
@@ -29,6 +30,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
+        Some(Command::Extract(args)) => extract::run(&args),
         Some(Command::Template(args)) => template::run(&args),
         Some(Command::Ollama(args)) => ollama::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),

@@ -39,6 +39,7 @@ pub(super) fn report(report: &Report, verbose: bool, changes: bool) -> String {
         let rank = change.rank.map_or_else(String::new, |r| format!(" r{r}"));
         line!(out, "    {:<56} {:>10}  {}{rank} by {}", change.tensor, size, change.kind, change.adapter);
     }
+    extracted(out, report, verbose || changes);
     for dropped in model.dropped.iter().filter(|_| verbose) {
         line!(out, "  - {}: {}", dropped.tensor, dropped.reason);
     }
@@ -72,6 +73,22 @@ pub(super) fn report(report: &Report, verbose: bool, changes: bool) -> String {
         }
     }
     text
+}
+
+/// How much of the differences an extracted adapter holds.
+fn extracted(out: &mut String, report: &Report, each: bool) {
+    for module in report.extracted.iter().filter(|_| each) {
+        line!(out, "    {:<56} {:>8.3} %  r{}", module.module, module.energy * 100.0, module.rank);
+    }
+    let energies = || report.extracted.iter().map(|e| e.energy * 100.0);
+    if let Some(worst) = energies().reduce(f64::min) {
+        let mean = energies().sum::<f64>() / report.extracted.len() as f64;
+        line!(
+            out,
+            "  of {} differences the factors hold {mean:.2} % (sums of squares; on average), {worst:.2} % of the worst",
+            report.extracted.len()
+        );
+    }
 }
 
 /// One file: its types, and its tensors where asked.

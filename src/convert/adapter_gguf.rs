@@ -106,7 +106,7 @@ impl Conversion {
         for (file_type, output) in types {
             let label = format!("{}-LoRA", file_type.name());
             let plan = TypePlan { label, files: vec![file(&metadata, &tensors, output)?], warnings: Vec::new() };
-            let paths = place.gguf_paths(&plan.label, 1);
+            let paths = place.gguf_paths(&plan.label, 1, false);
             report.outputs.extend(plan.reports(&paths));
             outputs.push(Output { plan, paths });
         }

@@ -72,6 +72,38 @@ pub enum ConvertError {
         /// The GGUF.
         path: PathBuf,
     },
+    /// There is nothing to extract.
+    #[error("{tuned}: no tensor differs from {base} where --target looks; give the fine-tuned model as --tuned")]
+    NoDifference {
+        /// The base.
+        base: String,
+        /// The other model.
+        tuned: String,
+    },
+    /// A tensor that a GGUF adapter has no place for.
+    #[error(
+        "--format gguf: {tensor} was trained whole, which a GGUF adapter cannot hold; use --format peft, or leave it out \
+         with --target"
+    )]
+    WholeInGguf {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A PEFT adapter is a folder.
+    #[error("--output {path}: names a GGUF, but --format peft writes a folder; name a folder, or use --format gguf")]
+    PeftNeedsFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The embedding's weights are wanted and not there.
+    #[error(
+        "--save-embedding-layers yes: neither the adapter nor its base has the weights of the embedding here; give the \
+         base with --base"
+    )]
+    NoEmbeddings,
+    /// A PEFT adapter's weight file.
+    #[error(transparent)]
+    AdapterFile(#[from] crate::save::adapter_file::AdapterFileError),
     /// A GGUF adapter.
     #[error(transparent)]
     AdapterGguf(#[from] super::AdapterGgufError),

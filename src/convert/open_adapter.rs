@@ -10,7 +10,7 @@ use crate::adapter::{self, Adapter, BaseInfo, MergeSummary};
 use crate::arch::Arranged;
 use crate::gguf::Metadata;
 use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
-use crate::source::{self, ModelFolder, Places, SourceError, TensorSet, read_json, resolve_base};
+use crate::source::{self, ModelFolder, Places, SourceError, TensorSet, read_json, resolve_base, tokenizer_files};
 use crate::tokenizer::{Tokenizer, TokenizerFiles, TokenizerOptions};
 
 /// The model under adapters: its config, and its tensors as far as they are known.
@@ -23,6 +23,8 @@ pub(super) struct AdapterBase {
     pub(super) info: BaseInfo,
     /// Its tensors, or those that the adapters imply where there are no weights.
     pub(super) tensors: TensorSet,
+    /// Whether their values can be read.
+    pub(super) has_weights: bool,
     /// `generation_config.json`.
     pub(super) generation_config: Option<Json>,
 }
@@ -36,13 +38,21 @@ impl AdapterBase {
                 config: base.config().clone(),
                 info: BaseInfo::new(base.name(), base.config()),
                 tensors: base.tensors(),
+                has_weights: true,
                 generation_config: base.generation_config().cloned(),
             }),
             Err(SourceError::NoModel { .. }) if folder.join("config.json").is_file() => {
                 let config = read_json(&folder.join("config.json"))?;
                 let info = BaseInfo::new(name_of(folder), &config);
                 let tensors = adapter::implied_tensors(adapters, &info)?;
-                Ok(AdapterBase { folder: folder.to_owned(), config, info, tensors, generation_config: None })
+                Ok(AdapterBase {
+                    folder: folder.to_owned(),
+                    config,
+                    info,
+                    tensors,
+                    has_weights: false,
+                    generation_config: None,
+                })
             }
             Err(other) => Err(other.into()),
         }
@@ -128,6 +138,13 @@ impl Adapters {
     /// What the report says of each.
     pub(super) fn reports(&self, merge: &MergeSummary) -> Vec<AdapterReport> {
         self.list.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, merge)).collect()
+    }
+
+    /// The first folder with tokenizer files: an adapter's, or the base's.
+    pub(super) fn tokenizer_files(&self) -> Vec<PathBuf> {
+        let homes = self.list.iter().map(|(a, _)| a.path()).chain(self.base.as_deref().ok());
+        let files = TokenizerFiles::new(homes);
+        files.home().map(tokenizer_files).unwrap_or_default()
     }
 
     /// The Modelfile of an adapter file over `from`, a GGUF or a model folder, and notes about it.

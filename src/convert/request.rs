@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::ConvertError;
 use crate::adapter::MergeDtype;
 use crate::plan::PlanOptions;
-use crate::quant::{Imatrix, ImatrixFilter, QuantName};
+use crate::quant::{FileType, Imatrix, ImatrixFilter, QuantName};
 
 /// A conversion as the user asks for it.
 #[derive(Clone, Debug)]
@@ -98,6 +98,26 @@ pub(super) enum Place {
 }
 
 impl Request {
+    /// A request for an adapter alone, as f32 where a type is asked for, with all else as it is by default.
+    pub(super) fn adapter_only(adapter: &Path, method: Method) -> Self {
+        Request {
+            model: adapter.to_string_lossy().into_owned(),
+            adapters: Vec::new(),
+            adapter: None,
+            base: None,
+            method,
+            quants: vec![QuantName::Type(FileType::F32)],
+            output: None,
+            plan: PlanOptions::default(),
+            merge_dtype: MergeDtype::F32,
+            imatrix: None,
+            imatrix_filter: ImatrixFilter::All,
+            pre_tokenizer: None,
+            modelfile: true,
+            force: false,
+        }
+    }
+
     /// The importance weights, filtered as asked.
     pub(super) fn imatrix(&self) -> Result<Option<Imatrix>, ConvertError> {
         let Some(path) = &self.imatrix else { return Ok(None) };
@@ -125,12 +145,13 @@ impl Request {
 }
 
 impl Place {
-    /// Paths of the GGUFs of one type.
-    pub(super) fn gguf_paths(&self, label: &str, count: usize) -> Vec<PathBuf> {
+    /// Paths of the GGUFs of one type. A model that is split has numbers in its names, also where one part is enough.
+    pub(super) fn gguf_paths(&self, label: &str, count: usize, split: bool) -> Vec<PathBuf> {
+        let one = count == 1 && !split;
         let prefix = match self {
-            Place::File(path) if count == 1 => return vec![path.clone()],
+            Place::File(path) if one => return vec![path.clone()],
             Place::File(path) => path.with_extension(""),
-            Place::Folder { folder, name } if count == 1 => return vec![folder.join(format!("{name}-{label}.gguf"))],
+            Place::Folder { folder, name } if one => return vec![folder.join(format!("{name}-{label}.gguf"))],
             Place::Folder { folder, name } => folder.join(format!("{name}-{label}")),
         };
         (0..count).map(|no| crate::gguf::part_path(&prefix, no, count)).collect()

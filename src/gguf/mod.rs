@@ -17,5 +17,5 @@ pub use error::{GgufError, LayoutError};
 pub use inspect::{Inspection, KeyReport, TensorReport, TypeReport, inspect, shown_value};
 pub use layout::{DEFAULT_ALIGNMENT, Layout, MAX_NAME, TensorInfo};
 pub use reader::{GgufFile, GgufTensor, Part};
-pub use split::{SplitLimit, part_path, split};
+pub use split::{SplitLimit, SplitRule, part_path, split};
 pub use value::{Array, Metadata, Value};

@@ -15,14 +15,27 @@ pub enum SplitLimit {
     Bytes(u64),
 }
 
+/// How a model is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitRule {
+    /// When a part is full.
+    pub limit: SplitLimit,
+    /// Whether the first part holds the keys only (`--no-tensor-first-split`).
+    pub bare_first: bool,
+}
+
 /// Cuts a model into parts: the keys and the range of tensors of each. One part needs no `split.*` keys of its own
 /// but gets them all the same, as from `llama-gguf-split`.
 pub fn split(
     metadata: &Metadata,
     tensors: &[TensorInfo],
-    limit: SplitLimit,
+    rule: SplitRule,
 ) -> Result<Vec<(Metadata, Range<usize>)>, LayoutError> {
+    let SplitRule { limit, bare_first } = rule;
     let mut ranges = Vec::new();
+    if bare_first {
+        ranges.push(0..0);
+    }
     let (mut start, mut bytes) = (0, 0u64);
     for (i, t) in tensors.iter().enumerate() {
         let size = t
@@ -83,8 +96,12 @@ mod tests {
         sizes.iter().enumerate().map(named).collect()
     }
 
+    fn rule(limit: SplitLimit) -> SplitRule {
+        SplitRule { limit, bare_first: false }
+    }
+
     fn ranges(sizes: &[u64], limit: SplitLimit) -> Vec<Range<usize>> {
-        split(&Metadata::new(), &tensors(sizes), limit).unwrap().into_iter().map(|p| p.1).collect()
+        split(&Metadata::new(), &tensors(sizes), rule(limit)).unwrap().into_iter().map(|p| p.1).collect()
     }
 
     #[test]
@@ -99,7 +116,7 @@ mod tests {
     fn only_the_first_part_has_the_models_keys() {
         let mut m = Metadata::new();
         m.set("a", Value::U8(1));
-        let parts = split(&m, &tensors(&[8; 3]), SplitLimit::Tensors(2)).unwrap();
+        let parts = split(&m, &tensors(&[8; 3]), rule(SplitLimit::Tensors(2))).unwrap();
         let keys = |i: usize| parts[i].0.iter().map(|(k, _)| k.to_owned()).collect::<Vec<_>>();
         assert_eq!(keys(0), ["a", "split.no", "split.tensors.count", "split.count"]);
         assert_eq!(keys(1), ["split.no", "split.tensors.count", "split.count"]);
@@ -108,8 +125,16 @@ mod tests {
     }
 
     #[test]
+    fn the_first_part_may_hold_the_keys_alone() {
+        let rule = SplitRule { limit: SplitLimit::Tensors(2), bare_first: true };
+        let parts = split(&Metadata::new(), &tensors(&[8; 3]), rule).unwrap();
+        assert_eq!(parts.iter().map(|p| p.1.clone()).collect::<Vec<_>>(), [0..0, 0..2, 2..3]);
+        assert_eq!(parts[2].0.get("split.count"), Some(&Value::U16(3)));
+    }
+
+    #[test]
     fn a_zero_limit_is_refused() {
-        assert_eq!(split(&Metadata::new(), &tensors(&[8]), SplitLimit::Bytes(0)), Err(LayoutError::ZeroLimit));
+        assert_eq!(split(&Metadata::new(), &tensors(&[8]), rule(SplitLimit::Bytes(0))), Err(LayoutError::ZeroLimit));
     }
 
     #[test]

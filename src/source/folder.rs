@@ -174,6 +174,11 @@ pub fn open_weight_file(path: &Path) -> Result<TensorSet, SourceError> {
     Ok(open_any(path)?.tensors.into_iter().map(as_recipe).collect())
 }
 
+/// The tensors of one weight file as they are stored, in its order.
+pub fn open_stored(path: &Path) -> Result<Vec<Stored>, SourceError> {
+    Ok(open_any(path)?.tensors)
+}
+
 fn as_recipe(tensor: Stored) -> (String, Recipe) {
     (tensor.name().to_string(), Recipe::source(Arc::new(tensor)))
 }

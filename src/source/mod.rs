@@ -17,7 +17,7 @@ mod torch;
 
 pub use error::SourceError;
 pub use file::WeightFile;
-pub use folder::{ModelFolder, open_weight_file, read_json, tokenizer_files};
+pub use folder::{ModelFolder, open_stored, open_weight_file, read_json, tokenizer_files};
 pub use gguf::GgufModel;
 pub use resolve::{Model, Places, base_of_adapter, resolve_base, resolve_model};
 pub use stored::Stored;
