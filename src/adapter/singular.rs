@@ -105,7 +105,7 @@ pub(super) fn largest(
                 Until::Converged(tolerance) => (0..rank).all(|k| last(k) <= tolerance * values[0]),
                 Until::Captured { part, total } => {
                     // What rounding leaves of a matrix of lower rank is nothing to wait for.
-                    let rest = (total - captured).max(1e-12 * total);
+                    let rest = (total - captured).max(1e-9 * total);
                     captured - captured_before <= part * rest
                 }
             };

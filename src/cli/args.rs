@@ -33,7 +33,7 @@ pub(super) enum Command {
     /// Compare two GGUF files: keys, order, types, bytes, values; exit status 1 where they differ
     Diff(super::diff::DiffArgs),
     /// Make an adapter of the difference of two models
-    Extract(super::extract::ExtractArgs),
+    Extract(Box<super::extract::ExtractArgs>),
     /// Translate a model's chat template for Ollama, and prove the translation
     Template(super::template::TemplateArgs),
     /// Check what Ollama gets, or put it there

@@ -314,28 +314,29 @@ impl Job for AdapterFolder {
         progress: &dyn Progress,
     ) -> Result<Report, ConvertError> {
         let started = Instant::now();
-        let files: Vec<(PathBuf, u64)> = [(self.weights.clone(), self.plan.size)]
+        let AdapterFolder { weights, plan, tensors, beside, captured, force, report } = *self;
+        let files: Vec<(PathBuf, u64)> = [(weights, plan.size)]
             .into_iter()
-            .chain(self.beside.iter().map(|(path, bytes)| (path.clone(), bytes.len() as u64)))
+            .chain(beside.iter().map(|(path, bytes)| (path.clone(), bytes.len() as u64)))
             .collect();
-        let outputs = OutputSet::create(&files, self.force)?;
+        let outputs = OutputSet::create(&files, force)?;
         let file = outputs.file(0);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build();
         let pool = pool.map_err(|e| StreamError::Threads { threads: settings.threads, cause: e.to_string() })?;
-        let mut checksums = Vec::with_capacity(self.tensors.len());
+        let mut checksums = Vec::with_capacity(tensors.len());
         // What one tensor needed is dropped before the next: memory is that of one module.
-        for ((tensor, values), offset) in self.tensors.into_iter().zip(&self.plan.offsets) {
+        for ((tensor, values), offset) in tensors.into_iter().zip(&plan.offsets) {
             checksums.push(pool.install(|| write_tensor(file, &tensor, &values, *offset, settings, progress))?);
         }
-        for (at, bytes) in self.plan.frame(&checksums) {
+        for (at, bytes) in plan.frame(&checksums) {
             put(file, &bytes, at)?;
         }
-        for (i, (path, bytes)) in self.beside.iter().enumerate() {
+        for (i, (path, bytes)) in beside.iter().enumerate() {
             outputs.file(1 + i).write_at(bytes, 0).map_err(|cause| ConvertError::io(path, "write", cause))?;
         }
         outputs.commit()?;
-        let mut report = closing_report(self.report, &MergeSummary::default(), device, settings, started);
-        if let Some(captured) = self.captured {
+        let mut report = closing_report(report, &MergeSummary::default(), device, settings, started);
+        if let Some(captured) = captured {
             let captured = captured.lock().unwrap_or_else(|e| e.into_inner());
             report.extracted = captured.iter().map(extracted_report).collect();
         }

@@ -78,7 +78,9 @@ impl Recipe {
             Node::Map { input, op } => each(input, |t| match op {
                 Elementwise::Add(_) => Ok(t),
                 Elementwise::Scale(c) => Ok(Term { scale: t.scale * f64::from(*c), ..t }),
-                Elementwise::NegExp => Err(NotLowRank::Arrangement { how: "-exp(x)".into() }),
+                Elementwise::NegExp | Elementwise::Round(_) => {
+                    Err(NotLowRank::Arrangement { how: format!("{op:?} of each element") })
+                }
             }),
             Node::Reshape(input) => each(input, |t| reshape(t, &input.shape, &self.shape)),
             Node::Concat { parts, .. } => concat(parts, &self.shape),

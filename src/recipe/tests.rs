@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Elementwise, ReadError, Recipe, RowMap, RowSource, Scratch};
+use super::{Delta, Elementwise, ReadError, Recipe, RowMap, RowSource, Scratch, Term};
 use crate::quant::GgmlType;
 use crate::shape::Shape;
 
@@ -111,6 +111,65 @@ proptest! {
         let expected: Vec<f32> =
             whole(&recipe).chunks_exact(len as usize).flat_map(|r| r[start as usize..].to_vec()).collect();
         prop_assert_eq!(whole(&recipe.clone().columns(start, len - start).unwrap()), expected);
+    }
+}
+
+/// A product of two counting matrices that is added.
+struct Product {
+    a: Recipe,
+    b: Recipe,
+}
+
+impl Delta for Product {
+    fn apply(&self, _: &Recipe, rows: Range<u64>, values: &mut [f32], _: &mut Scratch) -> Result<(), ReadError> {
+        let (a, b) = (whole(&self.a), whole(&self.b));
+        let (rank, cols) = (self.a.shape().rows() as usize, self.a.shape().row_len() as usize);
+        for (row, values) in rows.zip(values.chunks_exact_mut(cols)) {
+            for (j, v) in values.iter_mut().enumerate() {
+                *v += (0..rank).map(|k| b[row as usize * rank + k] * a[k * cols + j]).sum::<f32>();
+            }
+        }
+        Ok(())
+    }
+
+    fn terms(&self, _: &Recipe) -> Option<Vec<Term>> {
+        Some(vec![Term { a: self.a.clone(), b: self.b.clone(), scale: 1.0 }])
+    }
+
+    fn describe(&self) -> String {
+        "a product".into()
+    }
+}
+
+/// What the terms of a recipe add up to.
+fn added(terms: Vec<Term>, recipe: &Recipe) -> Vec<f32> {
+    let sum = Term::sum(terms, 1.0).unwrap();
+    let (a, b, rank, cols) = (whole(&sum.a), whole(&sum.b), sum.rank() as usize, recipe.shape().row_len() as usize);
+    let height = if recipe.shape().ndim() > 2 { recipe.shape().dims()[1] as usize } else { usize::MAX };
+    let at = |i: usize, j: usize| {
+        let a = &a[if sum.a.shape().ndim() > 2 { i / height * rank * cols } else { 0 }..];
+        (0..rank).map(|k| b[i * rank + k] * a[k * cols + j]).sum::<f32>()
+    };
+    (0..recipe.shape().rows() as usize).flat_map(|i| (0..cols).map(move |j| (i, j))).map(|(i, j)| at(i, j)).collect()
+}
+
+proptest! {
+    /// Factors go the way of the weights: the product of what comes out is what merging added.
+    #[test]
+    fn factors_are_arranged_as_the_merged_weights_are(
+        (rows, cols, rank) in (1u64..7, 1u64..7, 1u64..4),
+        words in prop::collection::vec((0u8..10, 0u64..9, 0u64..9), 0..4),
+    ) {
+        let base = Recipe::constant(Shape::matrix(rows, cols), vec![0.0; (rows * cols) as usize]).unwrap();
+        let product = Product { a: counting(&[rank, cols], 1.0), b: counting(&[rows, rank], -2.0) };
+        let apply = |r: Recipe| words.iter().fold(r, |r, &(w, a, b)| word(r, w, a, b));
+        let (merged, plain) = (apply(base.clone().merged(vec![Arc::new(product)])), apply(base));
+        prop_assume!(merged.shape().elements() < 5_000 && (2..=3).contains(&merged.shape().ndim()));
+        // Reshapes that mix rows and columns have no factors, and say so.
+        if let Ok(terms) = merged.low_rank() {
+            let want: Vec<f32> = whole(&merged).iter().zip(whole(&plain)).map(|(m, p)| m - p).collect();
+            prop_assert_eq!(added(terms, &merged), want);
+        }
     }
 }
 
