@@ -86,7 +86,7 @@ def main():
             loaded = PeftModel.from_pretrained(plain, f(folder, "out"))
         bad = [str(w.message)[:120] for w in caught if "missing" in str(w.message) or "unexpected" in str(w.message).lower()]
         merged = cases.load(f(folder, "reference"), torch.float32)
-        ids = [int(i) for i in torch.randint(4, merged.config.vocab_size, (30,), generator=torch.Generator().manual_seed(1))]
+        ids = [int(i) for i in torch.randint(4, merged.config.vocab_size, (16,), generator=torch.Generator().manual_seed(1))]
         want, got, before = logits(merged, ids), logits(loaded, ids), logits(cases.load(base, torch.float32), ids)
         error, moved = float((want - got).abs().max()), float((want - before).abs().max())
         worst = max(worst, error / max(moved, 1e-9), float("inf") if bad else 0)
