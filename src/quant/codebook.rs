@@ -26,13 +26,14 @@ pub(super) struct Codebook<const D: usize> {
     neighbour_levels: Vec<u16>,
 }
 
-/// What a rounded vector falls on.
+/// What a rounded vector falls on: a point where `len` is 0, otherwise candidates `neighbours[start..start + len]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Cell {
-    /// The point of this number.
-    Point(u16),
-    /// No point: candidates are `neighbours[start..start + len]`.
-    Near { start: u32, len: u16 },
+pub(super) struct Cell {
+    start: u32,
+    /// How many candidates there are.
+    pub(super) len: u16,
+    /// The point's number where there are none.
+    pub(super) point: u16,
 }
 
 /// What a codebook offers for a rounded vector.
@@ -47,10 +48,20 @@ pub(super) enum Offer<'a> {
 /// Candidates for a vector that is no grid point.
 #[derive(Clone, Copy)]
 pub(super) struct Near<'a> {
-    /// Their numbers; never empty.
-    pub(super) points: &'a [u16],
-    /// Their packed levels, and those of the first one up to a multiple of eight.
+    /// How many there are; never none.
+    pub(super) len: usize,
+    /// Their numbers, and the first one again up to a multiple of eight.
+    pub(super) numbers: &'a [[u16; 8]],
+    /// Their packed levels, likewise.
     pub(super) levels: &'a [[u16; 8]],
+}
+
+impl<'a> Near<'a> {
+    /// The candidates' numbers.
+    #[inline(always)]
+    pub(super) fn points(&self) -> &'a [u16] {
+        &self.numbers.as_flattened()[..self.len]
+    }
 }
 
 impl<const D: usize> Codebook<D> {
@@ -106,7 +117,7 @@ impl<const D: usize> Codebook<D> {
         let mut distance = vec![0u16; self.points.len()];
         for (cell, point) in on_grid.iter().enumerate() {
             if let Some(n) = point {
-                self.cells.push(Cell::Point(*n));
+                self.cells.push(Cell { start: 0, len: 0, point: *n });
                 continue;
             }
             for ((d, a), b) in distance.iter_mut().zip(&low[cell % halves]).zip(&high[cell / halves]) {
@@ -121,7 +132,7 @@ impl<const D: usize> Codebook<D> {
             }
             let len = (self.neighbours.len() - start) as u16;
             self.neighbours.resize(self.neighbours.len().next_multiple_of(8), self.neighbours[start]);
-            self.cells.push(Cell::Near { start: start as u32, len });
+            self.cells.push(Cell { start: start as u32, len, point: 0 });
         }
         self.neighbour_levels = self.neighbours.iter().map(|&n| self.packed[n as usize]).collect();
     }
@@ -134,14 +145,23 @@ impl<const D: usize> Codebook<D> {
     /// What the codebook offers for a cell.
     #[inline]
     pub(super) fn offer(&self, cell: usize) -> Offer<'_> {
-        match self.cells[cell] {
-            Cell::Point(n) => Offer::Point(n),
-            Cell::Near { start, len } => {
-                let (start, len) = (start as usize, len as usize);
-                let levels = self.neighbour_levels[start..].as_chunks().0;
-                Offer::Near(Near { points: &self.neighbours[start..][..len], levels: &levels[..len.div_ceil(8)] })
-            }
-        }
+        let cell = self.cells[cell];
+        if cell.len == 0 { Offer::Point(cell.point) } else { Offer::Near(self.near(cell)) }
+    }
+
+    /// What the cell of this number holds.
+    #[inline(always)]
+    pub(super) fn at(&self, cell: usize) -> Cell {
+        self.cells[cell]
+    }
+
+    /// The candidates of a cell without a point.
+    #[inline(always)]
+    pub(super) fn near(&self, cell: Cell) -> Near<'_> {
+        let (start, len) = (cell.start as usize, cell.len as usize);
+        let vectors = len.div_ceil(8);
+        let numbers = &self.neighbours[start..].as_chunks().0[..vectors];
+        Near { len, numbers, levels: &self.neighbour_levels[start..].as_chunks().0[..vectors] }
     }
 
     /// The decoded values of a point.
@@ -228,8 +248,8 @@ mod tests {
                 match grid.offer(cell) {
                     Offer::Point(n) => hash.update((-1i32 - i32::from(n)).to_le_bytes()),
                     Offer::Near(near) => {
-                        hash.update((near.points.len() as i32).to_le_bytes());
-                        lists.extend(near.points.iter().flat_map(|n| n.to_le_bytes()));
+                        hash.update((near.len as i32).to_le_bytes());
+                        lists.extend(near.points().iter().flat_map(|n| n.to_le_bytes()));
                     }
                 }
             }

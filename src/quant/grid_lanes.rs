@@ -1,87 +1,85 @@
-//! The search of [`grid_search`](super::grid_search) over lanes: the same points and scales, sooner.
+//! The search of [`grid_search`](super::grid_search) over lanes, eight sub-blocks at a time: the same points and
+//! scales, sooner.
 //!
 //! ```text
-//! eight tries in the lanes round every magnitude and find its group's cell
-//! a run of tries that share a cell shares its candidates: the best one is found at both ends of the run, eight
-//! candidates in the lanes; where it is the same, it is the best in between too
-//! eight tries in the lanes sum up; equal neighbouring tries are summed once
+//! per eight weights of a row: importance, signs, magnitudes
+//! from here on, a lane is a sub-block:
+//! every try rounds every magnitude; a group's cells that differ from those of the try before start a run
+//! the nearest neighbours of all runs (grid_nearest.rs)
+//! four tries at a time are summed up, and compared in their order
+//! the groups to be chosen again are runs of one try, with the scale that was found; then the last sums
 //! ```
 //!
-//! **Why the candidate is the one that ggml takes.** At scale `s` the error of candidate `j` is `C + s (s A_j - 2 B_j)`,
-//! with `A = sum w q^2`, `B = sum w x q`, `C = sum w x^2`. The lanes compare `s (s A_j - 2 B_j)`, which costs a few
-//! operations instead of a sum over the coordinates. This and ggml's sum together differ from the true error by less
-//! than 51 half-ulps of `s^2 A + C`, and `s^2 A` is at most twice `C` plus twice the error. So where the best error is
-//! at most `C`, a lead of 510 half-ulps of `C` decides as ggml's comparison does. Since `s A_j - 2 B_j` is linear in
-//! `s`, such a lead at both ends of a run of scales is one in between, but for the ratio of the scales, which is less
-//! than 1.6. [`MARGIN`] covers both. Without such a lead, or where numbers leave the range in which errors are relative,
-//! the candidates' errors are computed exactly as ggml does ([`nearest_exactly`]).
+//! A sub-block whose numbers leave the range where lanes and reference agree goes through the reference.
 #![allow(clippy::needless_range_loop)] // one index into several arrays
-#![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
 use super::Rows;
-use super::codebook::{Codebook, Near, Offer};
-use super::grid_search::{Again, GridType, Points, Rule, Search, SubBlock};
-use super::lanes::{Kernel, LANES, Lanes};
+use super::codebook::Codebook;
+use super::grid_nearest::{Neighbours, OFF_GRID, POINT, TRIES, Word, Words, next_level};
+use super::grid_search::{Again, Coded, GridType, Plain, Rule, Search, Start, encode};
+use super::lane_search::make_qp_quants;
+use super::lanes::{Kernel, LANES, Lanes, columns};
 use std::marker::PhantomData;
 
-/// The lead, in parts of `C`, that the best candidate needs: 2048 half-ulps.
-const MARGIN: f32 = 1.0 / 8192.0;
 /// Beyond this, rounding to a level would wrap.
 const WRAPS: f32 = 2e6;
-/// Tries of a search, at most, and as many vectors.
-const TRIES: usize = 32;
-const TRY_VECTORS: usize = TRIES / LANES;
-/// Marks a point that stands for a cell without one.
-const OFF_GRID: u16 = 1 << 15;
+/// Scales beyond this, or below its reciprocal, could make squares overflow or vanish.
+const LARGE: f32 = 1e15;
+/// Importances beyond this could overflow in sums.
+const HEAVY: f32 = 1e37;
+/// Tries that are summed up at once.
+const AT_ONCE: usize = 4;
 
 /// The kernel of a grid type.
-pub(super) struct OverLanes<T, const D: usize>(PhantomData<T>);
+pub(super) struct OverLanes<T, const D: usize, const N: usize>(PhantomData<T>);
 
-impl<T: GridType<D>, const D: usize> Kernel for OverLanes<T, D> {
+impl<T: GridType<D, N>, const D: usize, const N: usize> Kernel for OverLanes<T, D, N> {
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
-        let mut search = GridSearch::new(l, T::grid(), T::RULE);
+        let mut search = GridSearch::<L, D, N>::new(l, T::grid(), T::RULE);
         for (i, (x, block)) in rows.values.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
             let weights = rows.imatrix.map(|w| &w[256 * i % rows.row_len..][..256]);
-            T::encode(&mut search, x, weights, block);
+            encode::<T, _, D, N>(&mut search, x, weights, block);
         }
     }
 }
 
-/// A codebook and a rule, ready for lanes.
-struct GridSearch<L: Lanes, const D: usize> {
+/// A codebook and a rule, ready for lanes, and room for eight sub-blocks.
+struct GridSearch<L: Lanes, const D: usize, const N: usize> {
     l: L,
     grid: &'static Codebook<D>,
     rule: Rule,
-    /// What the levels stand for, and the squares.
+    /// What the levels stand for.
     q: L::F32,
     /// Numerators of the inverse scales, by try.
-    numerators: [L::F32; TRY_VECTORS],
+    numerators: [f32; TRIES],
     tries: usize,
-    /// `A` and `2 B` of the candidates at hand, and their errors: room that is not cleared each time.
-    terms: [(L::F32, L::F32); LONGEST],
-    errors: [L::F32; LONGEST],
+    /// By sub-block: importance, magnitudes and signs as in the reference.
+    weight: [[f32; N]; LANES],
+    magnitude: [[f32; N]; LANES],
+    signs: [[u8; 4]; LANES],
+    neighbours: Neighbours<L, D>,
 }
 
-/// What the errors of a group's candidates depend on.
-struct Group<'a, L: Lanes, const D: usize> {
-    magnitude: &'a [f32; D],
-    root: &'a [f32; D],
-    /// By coordinate, for every level: the terms of `A` and of `2 B`.
-    a: [L::F32; D],
-    b: [L::F32; D],
-    /// The lead that decides; NaN if none does.
-    lead: f32,
+/// Eight sub-blocks by column.
+struct Columns<L: Lanes, const N: usize> {
+    magnitude: [L::F32; N],
+    weight: [L::F32; N],
+    /// `weight` times `magnitude`.
+    weighted: [L::F32; N],
 }
 
-impl<L: Lanes, const D: usize> Search for GridSearch<L, D> {
+impl<L: Lanes, const D: usize, const N: usize> Search<N> for GridSearch<L, D, N> {
     #[inline(always)]
-    fn search<const N: usize>(&mut self, block: &SubBlock<N>, max: f32, scale: f32) -> (f32, Points) {
-        self.search_sub_block(self.l, block, max, scale)
+    fn code_eight(&mut self, x: &[f32], weights: Option<&[f32]>, sigma2: f32, found: &mut [Coded; 8]) {
+        self.search(self.l, x, weights, sigma2, found);
     }
 }
 
-impl<L: Lanes, const D: usize> GridSearch<L, D> {
+impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
+    /// Groups of a sub-block.
+    const GROUPS: usize = N / D;
+
     #[inline(always)]
     fn new(l: L, grid: &'static Codebook<D>, rule: Rule) -> Self {
         let mut q = [0.0; LANES];
@@ -89,406 +87,297 @@ impl<L: Lanes, const D: usize> GridSearch<L, D> {
             // Packed levels of two bits are looked up with a third, which belongs to the next coordinate.
             *q = (2 * (i % (1 << grid.bits)) + 1) as f32;
         }
-        let mut numerators = [l.splat(0.0); TRY_VECTORS];
-        for (v, numerators) in numerators.iter_mut().enumerate() {
-            let mut lanes = [0.0; LANES];
-            for (i, n) in lanes.iter_mut().enumerate() {
-                let try_ = (v * LANES + i) as i32 - rule.half_tries;
-                *n = rule.top + try_.min(rule.half_tries) as f32 * rule.step;
-            }
-            *numerators = l.load(&lanes);
-        }
+        let q = l.load(&q);
         let tries = 2 * rule.half_tries as usize + 1;
+        let mut numerators = [0.0; TRIES];
+        for (t, numerator) in numerators[..tries].iter_mut().enumerate() {
+            *numerator = rule.top + (t as i32 - rule.half_tries) as f32 * rule.step;
+        }
+        GridSearch {
+            l,
+            grid,
+            rule,
+            q,
+            numerators,
+            tries,
+            weight: [[0.0; N]; LANES],
+            magnitude: [[0.0; N]; LANES],
+            signs: [[0; 4]; LANES],
+            neighbours: Neighbours::new(l, grid, q),
+        }
+    }
+
+    /// The search of eight sub-blocks.
+    #[inline(always)]
+    fn search(&mut self, l: L, x: &[f32], weights: Option<&[f32]>, sigma2: f32, found: &mut [Coded; 8]) {
         let zero = l.splat(0.0);
-        let (terms, errors) = ([(zero, zero); LONGEST], [zero; LONGEST]);
-        GridSearch { l, grid, rule, q: l.load(&q), numerators, tries, terms, errors }
-    }
-
-    /// The search of one sub-block.
-    #[inline(always)]
-    fn search_sub_block<const N: usize>(&mut self, l: L, block: &SubBlock<N>, max: f32, scale: f32) -> (f32, Points) {
-        let groups = N / D;
-        let vectors = self.tries.div_ceil(LANES);
-        let mut inverse = [[0.0; LANES]; TRY_VECTORS];
-        let mut scales = [[0.0; LANES]; TRY_VECTORS];
-        for v in 0..vectors {
-            let id = self.numerators[v] / l.splat(max);
-            inverse[v] = l.store(id);
-            scales[v] = l.store(l.splat(1.0) / id);
-        }
-        let mut largest = l.splat(0.0);
-        for x in block.magnitude.as_chunks::<LANES>().0 {
-            largest = l.max(largest, l.abs(l.load(x)));
-        }
-        let largest = largest_lane(l, largest);
-        if !(largest * inverse.as_flattened()[self.tries - 1] < WRAPS && scales[0][0].is_finite()) {
-            return self.grid.search(&self.rule, block, max, scale);
-        }
-
-        // Points by group and try, marked where the cell has none.
-        let mut chosen = [[0u16; 2 * TRIES]; 8];
-        let mut wanted = [true; 8];
-        let mut tries = self.tries;
-        let mut found: Option<(f32, Points)> = None;
-        // All tries, then some groups again with the scale that was found.
-        loop {
-            for (k, chosen) in chosen[..groups].iter_mut().enumerate() {
-                if wanted[k] {
-                    let group = self.group(block, k);
-                    self.choose_group(&group, inverse.as_flattened(), scales.as_flattened(), tries, chosen);
-                }
-            }
-            if let Some((scale, mut points)) = found {
-                for k in 0..groups {
-                    if wanted[k] {
-                        points[k] = chosen[k][0] & !OFF_GRID;
-                    }
-                }
-                let (sumqx, sumq2) = self.grid.sums(block, &points);
-                return (if sumq2 > 0.0 { sumqx / sumq2 } else { scale }, points);
-            }
-            let (scale, points, on_grid) = self.best_try(block, &chosen, scale);
-            let mut any_off_grid = false;
-            for on in &on_grid[..groups] {
-                any_off_grid |= !on;
-            }
-            if !(scale > 0.0 && (any_off_grid || self.rule.again == Again::All)) {
-                return (scale, points);
-            }
-            if !(largest * (1.0 / scale) < WRAPS) {
-                return self.grid.refine(&self.rule, block, scale, points, &on_grid[..groups]);
-            }
-            for (wanted, on_grid) in wanted.iter_mut().zip(on_grid) {
-                *wanted = !on_grid || self.rule.again != Again::OffGrid;
-            }
-            (inverse[0], scales[0]) = ([1.0 / scale; LANES], [scale; LANES]);
-            tries = 1;
-            found = Some((scale, points));
-        }
-    }
-
-    /// Chooses points for a group in all tries, marked where the cell has none.
-    #[inline(always)]
-    fn choose_group(
-        &mut self,
-        group: &Group<'_, L, D>,
-        inverse: &[f32],
-        scales: &[f32],
-        tries: usize,
-        chosen: &mut [u16; 2 * TRIES],
-    ) {
-        let l = self.l;
-        let vectors = tries.div_ceil(LANES);
-        let cells = self.cells(group.magnitude, inverse, vectors);
-        let cells = cells.as_flattened();
-        // A bit for every try whose cell differs from the one before, and one for the end.
-        let mut starts = 0u64;
-        for v in 0..vectors {
-            let (here, before) = (&cells[v * LANES + 1..], &cells[v * LANES..]);
-            let same = l.eq_i(l.load_i_at(here), l.load_i_at(before));
-            starts |= u64::from(!l.bits(same) & 0xff) << (v * LANES + 1);
-        }
-        starts = starts & ((1 << tries) - 1) | 1 << tries;
-        let mut from = 0;
-        while from < tries {
-            let to = starts.trailing_zeros() as usize;
-            starts &= starts - 1;
-            match self.grid.offer(cells[from] as usize) {
-                // A fill of fixed length is cheaper; what it puts too much, the next run replaces.
-                Offer::Point(n) => chosen[from..][..TRIES].fill(n),
-                Offer::Near(near) => self.choose_run(group, near, &scales[from..to], &mut chosen[from..][..TRIES]),
-            }
-            from = to;
-        }
-    }
-
-    /// The magnitudes and roots of group `k`, and the terms of its candidates' errors.
-    #[inline(always)]
-    fn group<'b, const N: usize>(&self, block: &'b SubBlock<N>, k: usize) -> Group<'b, L, D> {
-        let l = self.l;
-        let (magnitude, root) = (&block.magnitude.as_chunks().0[k], &block.root.as_chunks().0[k]);
-        let (mut a, mut b) = ([l.splat(0.0); D], [l.splat(0.0); D]);
-        let mut c = 0.0;
-        let qq = self.q * self.q;
-        for i in 0..D {
-            let (x, w) = (magnitude[i], root[i]);
-            a[i] = l.splat(w) * qq;
-            b[i] = l.splat(2.0 * w * x) * self.q;
-            c += w * x * x;
-        }
-        // Errors are relative only clear of denormals and infinities; elsewhere nothing leads.
-        let lead = if c > 1e-31 && c < 1e33 { MARGIN * c } else { f32::NAN };
-        Group { magnitude, root, a, b, lead }
-    }
-
-    /// The cell of a group in every try.
-    #[inline(always)]
-    fn cells(&self, magnitude: &[f32], inverse: &[f32], vectors: usize) -> [[i32; LANES]; TRY_VECTORS + 1] {
-        let l = self.l;
-        let mut cells = [[0; LANES]; TRY_VECTORS + 1];
-        let (zero, one, half) = (l.splat(0.0), l.splat(1.0), l.splat(0.5));
-        let (radix, last) = (l.splat(self.grid.radix as f32), l.splat((self.grid.radix - 1) as f32));
-        for v in 0..vectors {
-            let id = l.load_at(&inverse[v * LANES..]);
-            let mut cell = zero;
-            for &x in magnitude.iter().rev() {
-                let level = l.nearest(half * (id * l.splat(x) - one));
-                cell = cell * radix + l.clamp(level, zero, last);
-            }
-            cells[v] = l.store_i(l.truncate(cell));
-        }
-        cells
-    }
-
-    /// Chooses among `near` for a run of tries with descending scales. What `chosen` has beyond the run may change.
-    #[inline(always)]
-    fn choose_run(&mut self, group: &Group<'_, L, D>, near: Near<'_>, scales: &[f32], chosen: &mut [u16]) {
-        let ends = [0, scales.len() - 1];
-        if let [levels] = near.levels
-            && let Some(place) = self.leader_of_eight(group, levels, near.points.len(), scales[0], scales[ends[1]])
-        {
-            chosen[..TRIES].fill(OFF_GRID | near.points[place]);
-            return;
-        }
-        self.put_terms(group, near);
-        let mut leaders = [None; 2];
-        for (leader, &end) in leaders.iter_mut().zip(&ends) {
-            *leader = self.leader(group, near, scales[end]);
-        }
-        if let [Some(first), Some(last)] = leaders
-            && first == last
-        {
-            chosen[..TRIES].fill(OFF_GRID | near.points[first]);
-            return;
-        }
-        for (i, (chosen, &scale)) in chosen.iter_mut().zip(scales).enumerate() {
-            let leader = match i {
-                0 => leaders[0],
-                _ if i == ends[1] => leaders[1],
-                _ => self.leader(group, near, scale),
-            };
-            let n = match leader {
-                Some(place) => place,
-                None => nearest_exactly(self.l, near, self.q, group.magnitude, group.root, scale, &mut self.errors),
-            };
-            *chosen = OFF_GRID | near.points[n];
-        }
-    }
-
-    /// The place of the candidate that leads at both scales, if there is one, among `count` of eight.
-    #[inline(always)]
-    fn leader_of_eight(
-        &self,
-        group: &Group<'_, L, D>,
-        levels: &[u16; LANES],
-        count: usize,
-        first: f32,
-        last: f32,
-    ) -> Option<usize> {
-        let l = self.l;
-        let (a, b) = terms(l, group, levels);
-        let (zero, lead) = (l.splat(0.0), l.splat(group.lead));
-        let (mut both, mut several) = (0xff >> (LANES - count), 0);
-        for scale in [first, last] {
-            let error = l.splat(scale * scale) * a - l.splat(scale) * b;
-            let bound = l.least(l.min(error, zero)) + lead;
-            let close = l.bits(l.lt(error, bound)) & 0xff >> (LANES - count);
-            several |= close & close.wrapping_sub(1);
-            both &= close;
-        }
-        (several == 0 && both != 0).then_some(both.trailing_zeros() as usize)
-    }
-
-    /// Fills in `A` and `2 B` of every candidate.
-    #[inline(always)]
-    fn put_terms(&mut self, group: &Group<'_, L, D>, near: Near<'_>) {
-        let l = self.l;
-        for (to, levels) in self.terms.iter_mut().zip(near.levels) {
-            *to = terms(l, group, levels);
-        }
-    }
-
-    /// The place of the candidate with the least error at a scale, if it leads by enough.
-    #[inline(always)]
-    fn leader(&mut self, group: &Group<'_, L, D>, near: Near<'_>, scale: f32) -> Option<usize> {
-        let l = self.l;
-        let vectors = near.levels.len();
-        let (s, ss) = (l.splat(scale), l.splat(scale * scale));
-        let zero = l.splat(0.0);
-        // Above zero, the error would exceed C.
-        let mut least = zero;
-        for (error, &(a, b)) in self.errors.iter_mut().zip(&self.terms[..vectors]) {
-            *error = ss * a - s * b;
-            least = l.min(*error, least);
-        }
-        let bound = l.least(least) + l.splat(group.lead);
-        let (mut place, mut several) = (usize::MAX, 0);
-        for (v, &error) in self.errors[..vectors].iter().enumerate() {
-            let mut bits = l.bits(l.lt(error, bound));
-            if v + 1 == vectors {
-                // What fills the last vector up is no candidate.
-                bits &= 0xff >> (8 * vectors - near.points.len());
-            }
-            if bits != 0 {
-                several |= (bits & (bits - 1)) as usize | (place != usize::MAX) as usize;
-                place = 8 * v + bits.trailing_zeros() as usize;
-            }
-        }
-        (several == 0 && place != usize::MAX).then_some(place)
-    }
-
-    /// Sums up all tries and keeps the best: its scale, its points, and which of their cells had one.
-    #[inline(always)]
-    fn best_try<const N: usize>(
-        &self,
-        block: &SubBlock<N>,
-        chosen: &[[u16; 2 * TRIES]; 8],
-        mut scale: f32,
-    ) -> (f32, Points, [bool; 8]) {
-        let l = self.l;
-        let groups = N / D;
-        let (mut wx, mut ww) = ([l.splat(0.0); N], [l.splat(0.0); N]);
+        self.prepare(x, weights, sigma2);
+        let (magnitude, weight) = (columns(l, &self.magnitude), columns(l, &self.weight));
+        let mut weighted = [zero; N];
+        let (mut max, mut reach) = (magnitude[0], zero);
+        let mut sound = l.eq(zero, zero);
         for i in 0..N {
-            let w = block.weight[i];
-            wx[i] = l.splat(w * block.magnitude[i]) * self.q;
-            ww[i] = l.splat(w) * self.q * self.q;
+            weighted[i] = weight[i] * magnitude[i];
+            max = l.max(max, magnitude[i]);
+            reach = l.max(l.abs(magnitude[i]), reach);
+            sound = sound & l.lt(weight[i], l.splat(HEAVY));
         }
-        // Tries that differ from the one before; equal ones cannot change the outcome.
-        let (mut distinct, mut count) = ([0; TRIES], 0);
+        let empty = l.lt(max, l.splat(self.rule.least));
+        let (max, start) = match self.rule.start {
+            Start::Largest => (max, max / l.splat(self.rule.top)),
+            Start::Fit => {
+                let start = make_qp_quants(l, 4, &magnitude, &weight);
+                (start * l.splat(3.0), start)
+            }
+        };
+        // What is no number goes on, and to the reference.
+        let present = !(empty | l.lt(max, zero) | l.eq(max, zero));
+
+        let (mut half_inverse, mut scales) = ([zero; TRIES], [zero; TRIES]);
+        let mut inverse = zero;
         for t in 0..self.tries {
-            let mut differs = t == 0;
-            for of_group in &chosen[..groups] {
-                differs |= t > 0 && of_group[t] != of_group[t - 1];
-            }
-            if differs {
-                distinct[count] = t;
-                count += 1;
-            }
+            inverse = l.splat(self.numerators[t]) / max;
+            half_inverse[t] = l.splat(0.5) * inverse;
+            scales[t] = l.splat(1.0) / inverse;
         }
-        let mut best = 0.0;
-        let mut found = None;
-        for tries in distinct[..count].chunks(LANES) {
-            let (mut sumqx, mut sumq2) = (l.splat(0.0), l.splat(0.0));
-            for k in 0..groups {
-                let mut levels = [0u16; LANES];
-                for (levels, &t) in levels.iter_mut().zip(tries) {
-                    *levels = self.grid.packed[(chosen[k][t] & !OFF_GRID) as usize];
-                }
-                let mut index = l.load_u16(&levels);
-                for i in D * k..D * k + D {
-                    sumqx = sumqx + l.lookup(wx[i], index);
-                    sumq2 = sumq2 + l.lookup(ww[i], index);
-                    index = next_level::<L, D>(l, index);
+        let last = scales[self.tries - 1];
+        let sound = present & sound & l.lt(reach * inverse, l.splat(WRAPS)) & usable(l, scales[0]) & usable(l, last);
+        let sound_bits = l.bits(sound) & 0xff;
+        let mut unsound = l.bits(present) & !sound_bits & 0xff;
+        let (mut scale, mut words) = (start, [[0; LANES]; LANES]);
+        if sound_bits != 0 {
+            for (eight, scales) in scales.as_chunks().0.iter().enumerate() {
+                for (to, scales) in self.neighbours.scales.iter_mut().zip(l.transpose(*scales)) {
+                    to[LANES * eight..][..LANES].copy_from_slice(&l.store(scales));
                 }
             }
-            for ((&t, sumqx), sumq2) in tries.iter().zip(l.store(sumqx)).zip(l.store(sumq2)) {
-                if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
-                    scale = sumqx / sumq2;
-                    best = scale * sumqx;
-                    found = Some(t);
+            let columns = Columns { magnitude, weight, weighted };
+            self.start_runs(l, &columns, &half_inverse, sound_bits);
+            self.neighbours.choose();
+            (scale, words) = self.best_try(l, &columns, start);
+            let (again, left) = self.choose_again(l, &columns, scale, &mut words, reach, sound);
+            scale = again;
+            unsound |= left;
+        }
+        let scale = l.store(scale);
+        let present = l.bits(present);
+        for (i, found) in found.iter_mut().enumerate() {
+            *found = if unsound >> i & 1 == 1 {
+                let weights = weights.map(|w| &w[N * i..][..N]);
+                self.grid.code::<N>(&self.rule, &x[N * i..][..N], weights, sigma2)
+            } else if present >> i & 1 == 1 {
+                let mut own = [0; 8];
+                for k in 0..Self::GROUPS {
+                    own[k] = (words[k][i] & POINT) as u16;
                 }
-            }
-        }
-        let (mut points, mut on_grid) = ([0; 8], [self.rule.again != Again::AllIfOffGrid; 8]);
-        if let Some(t) = found {
-            for k in 0..groups {
-                points[k] = chosen[k][t] & !OFF_GRID;
-                on_grid[k] = chosen[k][t] & OFF_GRID == 0;
-            }
-        }
-        (scale, points, on_grid)
-    }
-}
-
-/// Vectors in the longest list of neighbours of any codebook.
-pub(super) const LONGEST: usize = 64;
-
-/// The place of the candidate with the least weighted squared error, computed in ggml's order: the first of equals, and
-/// the first of all where no error is a number. `q` is what the levels stand for; `errors` is room for all candidates.
-#[inline(always)]
-pub(super) fn nearest_exactly<L: Lanes, const D: usize>(
-    l: L,
-    near: Near<'_>,
-    q: L::F32,
-    x: &[f32; D],
-    weight: &[f32; D],
-    scale: f32,
-    errors: &mut [L::F32; LONGEST],
-) -> usize {
-    let scaled = l.splat(scale) * q;
-    let mut terms = [l.splat(0.0); D];
-    for i in 0..D {
-        let diff = scaled - l.splat(x[i]);
-        terms[i] = l.splat(weight[i]) * diff * diff;
-    }
-    let mut least = l.splat(f32::MAX);
-    for (error, levels) in errors.iter_mut().zip(near.levels) {
-        let mut sum = l.splat(0.0);
-        let mut index = l.load_u16(levels);
-        for &terms in &terms {
-            sum = sum + l.lookup(terms, index);
-            index = next_level::<L, D>(l, index);
-        }
-        *error = sum;
-        least = l.min(sum, least);
-    }
-    let least = l.least(least);
-    for (v, &error) in errors[..near.levels.len()].iter().enumerate() {
-        let bits = l.bits(l.eq(error, least) & l.lt(error, l.splat(f32::MAX)));
-        if bits != 0 {
-            return 8 * v + bits.trailing_zeros() as usize;
-        }
-    }
-    0
-}
-
-/// `A` and `2 B` of eight candidates.
-#[inline(always)]
-fn terms<L: Lanes, const D: usize>(l: L, group: &Group<'_, L, D>, levels: &[u16; LANES]) -> (L::F32, L::F32) {
-    let (mut a, mut b) = (l.splat(0.0), l.splat(0.0));
-    let mut index = l.load_u16(levels);
-    for i in 0..D {
-        a = a + l.lookup(group.a[i], index);
-        b = b + l.lookup(group.b[i], index);
-        index = next_level::<L, D>(l, index);
-    }
-    (a, b)
-}
-
-/// Brings the next coordinate's level to the lowest bits.
-#[inline(always)]
-fn next_level<L: Lanes, const D: usize>(l: L, index: L::I32) -> L::I32 {
-    if D == 8 { l.shr::<2>(index) } else { l.shr::<3>(index) }
-}
-
-/// The largest lane.
-#[inline(always)]
-fn largest_lane<L: Lanes>(l: L, v: L::F32) -> f32 {
-    let zero = l.splat(0.0);
-    l.store(zero - l.least(zero - v))[0]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::quant::codebook;
-
-    #[test]
-    fn every_list_of_neighbours_fits() {
-        fn longest<const D: usize>(grid: &Codebook<D>) -> usize {
-            let cells = 0..grid.radix.pow(D as u32);
-            let len = |cell| match grid.offer(cell) {
-                Offer::Point(_) => 0,
-                Offer::Near(near) => near.levels.len(),
+                Coded::new(&self.rule, scale[i], own, self.signs[i])
+            } else {
+                Coded::default()
             };
-            cells.map(len).max().unwrap_or(0)
-        }
-        assert!(longest(codebook::iq1()) <= LONGEST, "{}", longest(codebook::iq1()));
-        for grid in [codebook::iq2_xxs(), codebook::iq2_xs(), codebook::iq2_s()] {
-            assert!(longest(grid) <= LONGEST);
-        }
-        for grid in [codebook::iq3_xxs(), codebook::iq3_s()] {
-            assert!(longest(grid) <= LONGEST);
         }
     }
+
+    /// Importance, signs and magnitudes of eight sub-blocks.
+    #[inline(always)]
+    fn prepare(&mut self, x: &[f32], weights: Option<&[f32]>, sigma2: f32) {
+        let l = self.l;
+        let (zero, sigma2, quarter) = (l.splat(0.0), l.splat(sigma2), l.splat(0.25 * sigma2));
+        // Flips the sign of one lane, or of none.
+        let mut flips = [[0; LANES]; LANES + 1];
+        for (lane, flip) in flips[..LANES].iter_mut().enumerate() {
+            flip[lane] = i32::MIN;
+        }
+        let (weight, magnitude) = (self.weight.as_flattened_mut(), self.magnitude.as_flattened_mut());
+        for v in 0..N {
+            let x = l.load_at(&x[LANES * v..]);
+            let w = match (weights, self.rule.plain) {
+                (Some(weights), _) => l.load_at(&weights[LANES * v..]) * l.sqrt(sigma2 + x * x),
+                (None, Plain::Ones) => l.sqrt(sigma2 + x * x),
+                (None, Plain::Square) => x * x,
+                (None, Plain::QuarterAndSquare) => quarter + x * x,
+            };
+            let mut m = l.abs(x);
+            let mut signs = l.bits(l.lt(x, zero)) as u8;
+            if self.rule.even_signs {
+                let cost = w * x * x;
+                let first = (l.bits(l.eq(cost, l.least(cost))) | 0x80).trailing_zeros() as usize;
+                let odd = signs.count_ones() % 2 == 1;
+                m = l.from_bits(l.to_bits(m) ^ l.load_i(&flips[if odd { first } else { LANES }]));
+                signs = (signs ^ u8::from(odd) << first) & 127;
+            }
+            weight[LANES * v..][..LANES].copy_from_slice(&l.store(w));
+            magnitude[LANES * v..][..LANES].copy_from_slice(&l.store(m));
+            self.signs[v * LANES / N][v % (N / LANES)] = signs;
+        }
+    }
+
+    /// Rounds every magnitude in every try and notes the runs of equal cells, for the sub-blocks of `bits`.
+    #[inline(always)]
+    fn start_runs(&mut self, l: L, columns: &Columns<L, N>, half_inverse: &[L::F32; TRIES], bits: u32) {
+        self.neighbours.clear();
+        for k in 0..Self::GROUPS {
+            let magnitude = &columns.magnitude[D * k..][..D];
+            let mut root = [l.splat(0.0); D];
+            for i in 0..D {
+                root[i] = l.sqrt(columns.weight[D * k + i]);
+            }
+            self.neighbours.set_group(k, magnitude, &root);
+            let (mut changed, mut cells) = ([0; TRIES], [[0; LANES]; TRIES]);
+            let mut before = l.splat_i(-1);
+            for t in 0..self.tries {
+                let cell = self.cell(l, magnitude, half_inverse[t]);
+                changed[t] = (!l.bits(l.eq_i(cell, before)) & bits) as u8;
+                cells[t] = l.store_i(cell);
+                before = cell;
+            }
+            self.neighbours.next_group();
+            for (eight, changed) in changed.as_chunks::<8>().0.iter().enumerate() {
+                let mut changed = u64::from_le_bytes(*changed);
+                while changed != 0 {
+                    let place = changed.trailing_zeros() as usize;
+                    changed &= changed - 1;
+                    let (t, lane) = ((8 * eight + place / LANES) % TRIES, place % LANES);
+                    self.neighbours.start_run(k, lane, cells[t][lane] as usize, t, self.tries);
+                }
+            }
+        }
+    }
+
+    /// The cells of eight groups under half an inverse scale each.
+    #[inline(always)]
+    fn cell(&self, l: L, magnitude: &[L::F32], half_inverse: L::F32) -> L::I32 {
+        let (zero, half) = (l.splat(0.0), l.splat(0.5));
+        let (radix, last) = (l.splat(self.grid.radix as f32), l.splat((self.grid.radix - 1) as f32));
+        let mut cell = zero;
+        for &x in magnitude.iter().rev() {
+            // Half of `inverse * x - 1`: halves are exact, but for products that the 1 swallows.
+            let level = l.nearest(half_inverse * x - half);
+            cell = cell * radix + l.clamp(level, zero, last);
+        }
+        l.truncate(cell)
+    }
+
+    /// Sums up all tries and keeps the best: its scale and its words.
+    #[inline(always)]
+    fn best_try(&mut self, l: L, columns: &Columns<L, N>, mut scale: L::F32) -> (L::F32, Words) {
+        let zero = l.splat(0.0);
+        let mut best = zero;
+        let mut best_try = l.splat_i(-1);
+        for eight in 0..self.tries.div_ceil(LANES) {
+            // By try and group, a lane being a sub-block.
+            let mut index = [[l.splat_i(0); LANES]; LANES];
+            for k in 0..Self::GROUPS {
+                let mut rows = [zero; LANES];
+                for (row, words) in rows.iter_mut().zip(&self.neighbours.words[k]) {
+                    *row = l.from_bits(l.shr::<16>(l.load_i_at(&words[LANES * eight..])));
+                }
+                for (index, words) in index.iter_mut().zip(l.transpose(rows)) {
+                    index[k] = l.to_bits(words);
+                }
+            }
+            for (half, index) in index.as_chunks::<AT_ONCE>().0.iter().enumerate() {
+                let first = LANES * eight + AT_ONCE * half;
+                if first >= self.tries {
+                    break;
+                }
+                for (t, (sumqx, sumq2)) in (first..self.tries).zip(self.sums(l, columns, *index)) {
+                    let better = l.lt(zero, sumq2) & l.lt(best * sumq2, sumqx * sumqx);
+                    scale = l.select(better, sumqx / sumq2, scale);
+                    best = l.select(better, scale * sumqx, best);
+                    best_try = l.select_i(better, l.splat_i(t as i32), best_try);
+                }
+            }
+        }
+        let off = if self.rule.again == Again::AllIfOffGrid { OFF_GRID } else { 0 };
+        let mut words = [[off | Word::from(self.grid.packed[0]) << 16; LANES]; LANES];
+        for (lane, t) in l.store_i(best_try).into_iter().enumerate() {
+            if t >= 0 {
+                for k in 0..Self::GROUPS {
+                    words[k][lane] = self.neighbours.words[k][lane][t as usize % TRIES];
+                }
+            }
+        }
+        (scale, words)
+    }
+
+    /// `sumqx` and `sumq2` of eight sub-blocks under the packed levels of `T` tries.
+    #[inline(always)]
+    fn sums<const T: usize>(
+        &self,
+        l: L,
+        columns: &Columns<L, N>,
+        mut index: [[L::I32; LANES]; T],
+    ) -> [(L::F32, L::F32); T] {
+        let mut sums = [(l.splat(0.0), l.splat(0.0)); T];
+        for i in 0..N {
+            let (wx, w) = (columns.weighted[i], columns.weight[i]);
+            for j in 0..T {
+                let q = l.lookup(self.q, index[j][i / D]);
+                sums[j] = (sums[j].0 + wx * q, sums[j].1 + w * q * q);
+                index[j][i / D] = next_level::<L, D>(l, index[j][i / D]);
+            }
+        }
+        sums
+    }
+
+    /// Chooses the words again with the scale that was found, as far as the rule has it, and fits the scale once more.
+    /// Returns it, and the sub-blocks that are left to the reference.
+    #[inline(always)]
+    fn choose_again(
+        &mut self,
+        l: L,
+        columns: &Columns<L, N>,
+        scale: L::F32,
+        words: &mut Words,
+        reach: L::F32,
+        sound: L::Mask,
+    ) -> (L::F32, u32) {
+        let zero = l.splat(0.0);
+        let mut off_grid = [l.lt(zero, zero); LANES];
+        let mut any_off_grid = l.lt(zero, zero);
+        for k in 0..Self::GROUPS {
+            let flag = l.load_i(&words[k]) & l.splat_i(OFF_GRID);
+            off_grid[k] = l.lt_i(l.splat_i(0), flag);
+            any_off_grid = any_off_grid | off_grid[k];
+        }
+        let mut wanted = sound & l.lt(zero, scale);
+        if self.rule.again != Again::All {
+            wanted = wanted & any_off_grid;
+        }
+        let inverse = l.splat(1.0) / scale;
+        let safe = l.lt(reach * inverse, l.splat(WRAPS)) & usable(l, scale);
+        let left = l.bits(wanted & !safe) & 0xff;
+        wanted = wanted & safe;
+        let bits = l.bits(wanted) & 0xff;
+        if bits == 0 {
+            return (scale, left);
+        }
+        self.neighbours.clear();
+        for k in 0..Self::GROUPS {
+            self.neighbours.next_group();
+            let mut bits = bits;
+            if self.rule.again == Again::OffGrid {
+                bits &= l.bits(off_grid[k]);
+            }
+            let cells = l.store_i(self.cell(l, &columns.magnitude[D * k..][..D], l.splat(0.5) * inverse));
+            while bits != 0 {
+                let lane = bits.trailing_zeros() as usize % LANES;
+                bits &= bits - 1;
+                self.neighbours.start_run(k, lane, cells[lane] as usize, 0, 0);
+            }
+        }
+        self.neighbours.choose_once(&l.store(scale), words);
+        let mut index = [l.splat_i(0); LANES];
+        for k in 0..Self::GROUPS {
+            index[k] = l.shr::<16>(l.load_i(&words[k]));
+        }
+        let [(sumqx, sumq2)] = self.sums(l, columns, [index]);
+        (l.select(wanted & l.lt(zero, sumq2), sumqx / sumq2, scale), left)
+    }
+}
+
+/// Whether a scale is far from overflow and underflow.
+#[inline(always)]
+fn usable<L: Lanes>(l: L, scale: L::F32) -> L::Mask {
+    l.lt(l.splat(1.0 / LARGE), scale) & l.lt(scale, l.splat(LARGE))
 }

@@ -15,7 +15,7 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
 use super::codebook::{Codebook, Offer};
-use super::search::{c_max, nearest_int};
+use super::search::{c_max, make_qp_quants, nearest_int, sum_of_squares};
 
 /// Which groups are chosen again with the found scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,8 +28,39 @@ pub(super) enum Again {
     AllIfOffGrid,
 }
 
+/// The importance of a weight without an imatrix; with one it is `imatrix * sqrt(sigma2 + x^2)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Plain {
+    /// As with an imatrix of ones (IQ2_XXS and IQ2_XS, for which ggml demands one).
+    Ones,
+    /// `x^2` (IQ3_XXS, IQ3_S).
+    Square,
+    /// `sigma2 / 4 + x^2` (IQ2_S).
+    QuarterAndSquare,
+}
+
+/// Where the plain scale comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Start {
+    /// It puts the largest magnitude on the top level.
+    Largest,
+    /// It is fitted by `make_qp_quants` with the codes 0 to 4 (IQ2_XXS).
+    Fit,
+}
+
 /// What distinguishes the search of one type from that of another.
+#[derive(Clone, Copy)]
 pub(super) struct Rule {
+    /// `sigma2` is this many times the mean square.
+    pub(super) sigma: f32,
+    /// Importance without an imatrix.
+    pub(super) plain: Plain,
+    /// Whether every eight signs are made even in number.
+    pub(super) even_signs: bool,
+    /// A sub-block whose largest magnitude is below this is zero.
+    pub(super) least: f32,
+    /// Where the plain scale comes from.
+    pub(super) start: Start,
     /// Twice the largest level, plus 1.
     pub(super) top: f32,
     /// Tries on either side of the plain scale, and their distance in levels.
@@ -40,8 +71,21 @@ pub(super) struct Rule {
     pub(super) again: Again,
 }
 
-/// A block type whose codes are points of a grid with `D` coordinates. A row is a whole number of blocks of 256.
-pub(super) trait GridType<const D: usize> {
+impl Rule {
+    /// The importance of `N` weights.
+    #[inline(always)]
+    fn importance<const N: usize>(&self, x: &[f32], weights: Option<&[f32]>, sigma2: f32) -> [f32; N] {
+        importance(x, weights, sigma2, |v| match self.plain {
+            Plain::Ones => (sigma2 + v * v).sqrt(),
+            Plain::Square => v * v,
+            Plain::QuarterAndSquare => 0.25 * sigma2 + v * v,
+        })
+    }
+}
+
+/// A block type whose codes are points of a grid with `D` coordinates, and whose sub-blocks have `N` weights. A row is
+/// a whole number of blocks of 256.
+pub(super) trait GridType<const D: usize, const N: usize> {
     /// Bytes of a block.
     const BYTES: usize;
     /// Its search.
@@ -49,50 +93,97 @@ pub(super) trait GridType<const D: usize> {
 
     /// Its codebook.
     fn grid() -> &'static Codebook<D>;
-    /// Encodes 256 elements as a block, given the means to search.
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]);
+    /// Writes a block of zeros from what was found for its sub-blocks.
+    fn write(found: &[Coded], block: &mut [u8]);
+}
+
+/// What was found for a sub-block.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Coded {
+    /// Whether there is anything: not for a sub-block of zeros.
+    pub(super) present: bool,
+    /// The scale, positive.
+    pub(super) scale: f32,
+    /// The points of its groups.
+    pub(super) points: Points,
+    /// Signs of each eight weights, a bit set for a negative one.
+    pub(super) signs: [u8; 4],
 }
 
 /// The means to search: the reference or lanes.
-pub(super) trait Search {
-    /// The scale and the points of a sub-block. `max` is the magnitude that the plain scale puts on the top level,
-    /// `scale` what is kept when no try counts. The scale can be negative.
-    fn search<const N: usize>(&mut self, block: &SubBlock<N>, max: f32, scale: f32) -> (f32, Points);
+pub(super) trait Search<const N: usize> {
+    /// Codes eight sub-blocks.
+    fn code_eight(&mut self, x: &[f32], weights: Option<&[f32]>, sigma2: f32, found: &mut [Coded; 8]);
 }
 
 /// The search as ggml writes it.
 struct Reference<const D: usize>(&'static Codebook<D>, Rule);
 
-impl<const D: usize> Search for Reference<D> {
-    fn search<const N: usize>(&mut self, block: &SubBlock<N>, max: f32, scale: f32) -> (f32, Points) {
-        self.0.search(&self.1, block, max, scale)
+impl<const D: usize, const N: usize> Search<N> for Reference<D> {
+    fn code_eight(&mut self, x: &[f32], weights: Option<&[f32]>, sigma2: f32, found: &mut [Coded; 8]) {
+        for (i, (x, found)) in x.chunks_exact(N).zip(found).enumerate() {
+            *found = self.0.code::<N>(&self.1, x, weights.map(|w| &w[N * i..][..N]), sigma2);
+        }
     }
 }
 
 /// Encodes a row by the reference. Types for which ggml demands an imatrix count every weight as 1 without one.
-pub(super) fn reference<T: GridType<D>, const D: usize>(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn reference<T: GridType<D, N>, const D: usize, const N: usize>(
+    row: &[f32],
+    weights: Option<&[f32]>,
+    out: &mut [u8],
+) {
     let mut search = Reference(T::grid(), T::RULE);
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
-        T::encode(&mut search, x, weights.map(|w| &w[256 * i..][..256]), block);
+        encode::<T, _, D, N>(&mut search, x, weights.map(|w| &w[256 * i..][..256]), block);
     }
 }
 
+/// Encodes 256 elements as a block, given the means to search.
+#[inline(always)]
+pub(super) fn encode<T: GridType<D, N>, S: Search<N>, const D: usize, const N: usize>(
+    search: &mut S,
+    x: &[f32],
+    weights: Option<&[f32]>,
+    block: &mut [u8],
+) {
+    let sigma2 = T::RULE.sigma * sum_of_squares(x) / 256.0;
+    let mut found = [Coded::default(); 16];
+    let found = &mut found[..256 / N];
+    for (i, found) in found.as_chunks_mut().0.iter_mut().enumerate() {
+        search.code_eight(&x[8 * N * i..][..8 * N], weights.map(|w| &w[8 * N * i..][..8 * N]), sigma2, found);
+    }
+    block.fill(0);
+    T::write(found, block);
+}
+
+/// The largest scale of a block's sub-blocks.
+pub(super) fn largest_scale(found: &[Coded]) -> f32 {
+    found.iter().fold(0.0, |m, s| c_max(m, s.scale))
+}
+
+/// The four-bit scales of a block's sub-blocks, `2 l + 1` being a 31st of the largest.
+pub(super) fn scale_levels<const S: usize>(found: &[Coded], d: f32) -> [u8; S] {
+    let id = 1.0 / d;
+    std::array::from_fn(|i| nearest_int(0.5 * (id * found[i].scale - 1.0)).clamp(0, 15) as u8)
+}
+
 /// A sub-block of `N` weights, ready to be searched.
-pub(super) struct SubBlock<const N: usize> {
+struct SubBlock<const N: usize> {
     /// Importance of each weight.
-    pub(super) weight: [f32; N],
+    weight: [f32; N],
     /// Square roots of `weight`.
-    pub(super) root: [f32; N],
+    root: [f32; N],
     /// Magnitudes; some are negative where a type stores an even number of signs only.
-    pub(super) magnitude: [f32; N],
+    magnitude: [f32; N],
     /// Signs of each eight weights, a bit set for a negative one.
-    pub(super) signs: [u8; 4],
+    signs: [u8; 4],
 }
 
 impl<const N: usize> SubBlock<N> {
     /// Splits weights into signs and magnitudes. With `even_signs`, every eight get an even number of signs by flipping
     /// the least important one, whose magnitude turns negative, and bit 7 is dropped.
-    pub(super) fn new(x: &[f32], weight: [f32; N], even_signs: bool) -> Self {
+    fn new(x: &[f32], weight: [f32; N], even_signs: bool) -> Self {
         let mut magnitude = [0.0; N];
         let mut signs = [0; 4];
         for (k, signs) in signs.iter_mut().enumerate().take(N / 8) {
@@ -116,17 +207,8 @@ impl<const N: usize> SubBlock<N> {
     }
 
     /// The largest magnitude.
-    pub(super) fn max(&self) -> f32 {
+    fn max(&self) -> f32 {
         self.magnitude[1..].iter().fold(self.magnitude[0], |m, &v| c_max(m, v))
-    }
-
-    /// The scale that was found, made positive by flipping all signs where it is negative.
-    pub(super) fn settle(&mut self, scale: f32, sign_mask: u8) -> f32 {
-        if scale < 0.0 {
-            self.signs = self.signs.map(|s| !s & sign_mask);
-            return -scale;
-        }
-        scale
     }
 }
 
@@ -143,6 +225,17 @@ pub(super) fn importance<const N: usize>(
     }
 }
 
+impl Coded {
+    /// What was found, the scale made positive by flipping all signs where it is negative.
+    #[inline(always)]
+    pub(super) fn new(rule: &Rule, scale: f32, points: Points, signs: [u8; 4]) -> Self {
+        let mask = if rule.even_signs { 127 } else { 255 };
+        let signs = if scale < 0.0 { signs.map(|s| !s & mask) } else { signs };
+        let scale = if scale < 0.0 { -scale } else { scale };
+        Coded { present: true, scale, points, signs }
+    }
+}
+
 /// The points found for a sub-block: one per group, of which there are at most eight.
 pub(super) type Points = [u16; 8];
 
@@ -156,13 +249,13 @@ impl<const D: usize> Codebook<D> {
     fn choose(&self, magnitude: &[f32], root: &[f32], inverse: f32, scale: f32) -> (u16, bool) {
         match self.offer(self.cell(&std::array::from_fn(|i| level(magnitude[i], inverse, self.radix)))) {
             Offer::Point(n) => (n, true),
-            Offer::Near(candidates) => (self.nearest(candidates.points, magnitude, root, scale), false),
+            Offer::Near(candidates) => (self.nearest(candidates.points(), magnitude, root, scale), false),
         }
     }
 
     /// `iq2_find_best_neighbour`, `iq3_find_best_neighbour`. Where no error is a number (infinite weights), ggml aborts;
     /// this takes the first candidate.
-    pub(super) fn nearest(&self, candidates: &[u16], magnitude: &[f32], root: &[f32], scale: f32) -> u16 {
+    fn nearest(&self, candidates: &[u16], magnitude: &[f32], root: &[f32], scale: f32) -> u16 {
         let (mut best, mut least) = (candidates[0], f32::MAX);
         for &n in candidates {
             let error = self.points[n as usize].iter().zip(magnitude).zip(root).fold(0.0, |sum, ((&l, &x), &w)| {
@@ -177,7 +270,7 @@ impl<const D: usize> Codebook<D> {
     }
 
     /// `sumqx` and `sumq2` of a sub-block under these points.
-    pub(super) fn sums<const N: usize>(&self, block: &SubBlock<N>, points: &Points) -> (f32, f32) {
+    fn sums<const N: usize>(&self, block: &SubBlock<N>, points: &Points) -> (f32, f32) {
         (0..N).fold((0.0, 0.0), |(sumqx, sumq2), i| {
             let w = block.weight[i];
             let q = f32::from(2 * self.points[points[i / D] as usize][i % D] + 1);
@@ -185,14 +278,30 @@ impl<const D: usize> Codebook<D> {
         })
     }
 
-    /// [`Search::search`].
-    pub(super) fn search<const N: usize>(
-        &self,
-        rule: &Rule,
-        block: &SubBlock<N>,
-        max: f32,
-        mut scale: f32,
-    ) -> (f32, Points) {
+    /// Codes a sub-block of `N` weights.
+    pub(super) fn code<const N: usize>(&self, rule: &Rule, x: &[f32], weights: Option<&[f32]>, sigma2: f32) -> Coded {
+        let block = SubBlock::<N>::new(x, rule.importance(x, weights, sigma2), rule.even_signs);
+        let max = block.max();
+        if max < rule.least {
+            return Coded::default();
+        }
+        let (max, scale) = match rule.start {
+            Start::Largest => (max, max / rule.top),
+            Start::Fit => {
+                let scale = make_qp_quants(4, &block.magnitude, &mut [0; N], &block.weight);
+                (scale * 3.0, scale)
+            }
+        };
+        if max <= 0.0 {
+            return Coded::default();
+        }
+        let (scale, points) = self.search(rule, &block, max, scale);
+        Coded::new(rule, scale, points, block.signs)
+    }
+
+    /// The scale and the points of a sub-block. `max` is the magnitude that the plain scale puts on the top level,
+    /// `scale` what is kept when no try counts. The scale can be negative.
+    fn search<const N: usize>(&self, rule: &Rule, block: &SubBlock<N>, max: f32, mut scale: f32) -> (f32, Points) {
         let groups = N / D;
         let (mut points, mut on_grid, mut best) = ([0; 8], [rule.again != Again::AllIfOffGrid; 8], 0.0);
         for try_ in -rule.half_tries..=rule.half_tries {
@@ -213,7 +322,7 @@ impl<const D: usize> Codebook<D> {
     }
 
     /// The last step of the search: chooses points again with the scale that was found.
-    pub(super) fn refine<const N: usize>(
+    fn refine<const N: usize>(
         &self,
         rule: &Rule,
         block: &SubBlock<N>,
@@ -236,10 +345,4 @@ impl<const D: usize> Codebook<D> {
         }
         (scale, points)
     }
-}
-
-/// The four-bit scales of a block's sub-blocks, `2 l + 1` being a 31st of the largest.
-pub(super) fn scale_levels<const S: usize>(scales: &[f32; S], d: f32) -> [u8; S] {
-    let id = 1.0 / d;
-    scales.map(|s| nearest_int(0.5 * (id * s - 1.0)).clamp(0, 15) as u8)
 }

@@ -21,7 +21,6 @@
 
 use super::codebook::{self, Codebook, Near, Offer};
 use super::grid_search::importance;
-use super::iq2::sub_weights;
 use super::plain::{f16_at, f16_bits, put_f16};
 use super::search::{c_max, nearest_int, sum_of_squares};
 
@@ -68,7 +67,7 @@ impl Search for Reference {
         split_m(x, weight, order)
     }
     fn nearest(&mut self, near: Near<'_>, x: &[f32; 8], weight: &[f32; 8], scale: f32, values: &[f32; 3]) -> u16 {
-        nearest(near.points, x, weight, scale, values)
+        nearest(near.points(), x, weight, scale, values)
     }
 }
 
@@ -265,6 +264,11 @@ fn code<const N: usize, S: Search>(
     Coded { points, shift, scale }
 }
 
+/// The imatrix of 32 weights from `at` on, or ones.
+fn sub_weights(weights: Option<&[f32]>, at: usize) -> &[f32] {
+    weights.map_or(&[1.0; 32], |w| &w[at..][..32])
+}
+
 fn largest_magnitude(x: &[f32]) -> f32 {
     x[1..].iter().fold(x[0].abs(), |m, v| c_max(m, v.abs()))
 }
@@ -297,7 +301,7 @@ impl Iq1 for IQ1_S {
         let (mut scales, mut shifts) = ([0.0; 8], [0; 8]);
         block.fill(0);
         for (ib, x) in x.chunks_exact(32).enumerate() {
-            let weight = importance(x, Some(sub_weights(weights, 32 * ib, 32)), sigma2, |_| 0.0);
+            let weight = importance(x, Some(sub_weights(weights, 32 * ib)), sigma2, |_| 0.0);
             if largest_magnitude(x) < 1e-12 {
                 continue;
             }

@@ -8,105 +8,86 @@
 //!
 //! Seven signs stand for eight: their number is made even. The search is that of [`grid_search`](super::grid_search)
 //! (`quantize_row_iq2_xxs_impl`, `quantize_row_iq2_xs_impl`, `quantize_row_iq2_s_impl`).
-#![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::codebook::{self, Codebook};
-use super::grid_search::{Again, GridType, Rule, Search, SubBlock, importance, scale_levels};
+use super::grid_search::{Again, Coded, GridType, Plain, Rule, Start, largest_scale, scale_levels};
 use super::plain::{f16_at, put_f16};
-use super::search::{c_max, make_qp_quants, sum_of_squares};
 
 /// IQ2_XXS. ggml demands an imatrix here; without one, every weight counts as 1.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum IQ2_XXS {}
 
-impl GridType<8> for IQ2_XXS {
+impl GridType<8, 32> for IQ2_XXS {
     const BYTES: usize = 66;
-    const RULE: Rule = Rule { top: 5.0, half_tries: 6, step: 0.1, again: Again::All };
+    const RULE: Rule = Rule {
+        sigma: 1.0,
+        plain: Plain::Ones,
+        even_signs: true,
+        least: 1e-15,
+        start: Start::Fit,
+        top: 5.0,
+        half_tries: 6,
+        step: 0.1,
+        again: Again::All,
+    };
 
     fn grid() -> &'static Codebook<8> {
         codebook::iq2_xxs()
     }
 
-    #[inline(always)]
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
-        let sigma2 = sum_of_squares(x) / 256.0;
-        let mut scales = [0.0; 8];
-        block.fill(0);
-        for (ib, (x, q)) in x.chunks_exact(32).zip(block[2..].chunks_exact_mut(8)).enumerate() {
-            let weight = importance(x, Some(sub_weights(weights, 32 * ib, 32)), sigma2, |_| 0.0);
-            let mut sub = SubBlock::<32>::new(x, weight, true);
-            if sub.max() < 1e-15 {
-                continue;
-            }
-            let scale = make_qp_quants(4, &sub.magnitude, &mut [0; 32], &sub.weight);
-            let top = scale * 3.0;
-            if top <= 0.0 {
-                continue;
-            }
-            let (scale, points) = search.search(&sub, top, scale);
-            scales[ib] = sub.settle(scale, 127);
-            let signs = sub.signs.iter().rev().fold(0, |all, &s| all << 7 | u32::from(s));
-            for (byte, point) in q.iter_mut().zip(&points[..4]) {
-                *byte = *point as u8;
-            }
-            q[4..].copy_from_slice(&signs.to_le_bytes());
-        }
-        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
+    fn write(found: &[Coded], block: &mut [u8]) {
+        let max_scale = largest_scale(found);
         if max_scale == 0.0 {
-            block[2..].fill(0);
             return;
         }
         let d = max_scale / 31.0;
         put_f16(d, block);
-        for (l, q) in scale_levels(&scales, d).iter().zip(block[2..].chunks_exact_mut(8)) {
-            q[7] |= l << 4;
+        let levels: [u8; 8] = scale_levels(found, d);
+        for ((sub, q), level) in found.iter().zip(block[2..].chunks_exact_mut(8)).zip(levels) {
+            let signs = sub.signs.iter().rev().fold(0, |all, &s| all << 7 | u32::from(s));
+            for (byte, point) in q.iter_mut().zip(&sub.points[..4]) {
+                *byte = *point as u8;
+            }
+            q[4..].copy_from_slice(&(signs | u32::from(level) << 28).to_le_bytes());
         }
     }
-}
-
-/// The imatrix of `len` weights from `at` on, or ones.
-pub(super) fn sub_weights(weights: Option<&[f32]>, at: usize, len: usize) -> &[f32] {
-    weights.map_or(&[1.0; 32][..len], |w| &w[at..][..len])
 }
 
 /// IQ2_XS. ggml demands an imatrix here; without one, every weight counts as 1.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum IQ2_XS {}
 
-impl GridType<8> for IQ2_XS {
+impl GridType<8, 16> for IQ2_XS {
     const BYTES: usize = 74;
-    const RULE: Rule = Rule { top: 5.0, half_tries: 9, step: 0.1, again: Again::OffGrid };
+    const RULE: Rule = Rule {
+        sigma: 1.0,
+        plain: Plain::Ones,
+        even_signs: true,
+        least: 1e-15,
+        start: Start::Largest,
+        top: 5.0,
+        half_tries: 9,
+        step: 0.1,
+        again: Again::OffGrid,
+    };
 
     fn grid() -> &'static Codebook<8> {
         codebook::iq2_xs()
     }
 
-    #[inline(always)]
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
-        let sigma2 = sum_of_squares(x) / 256.0;
-        let mut scales = [0.0; 16];
-        block.fill(0);
-        for (ib, (x, q)) in x.chunks_exact(16).zip(block[2..66].chunks_exact_mut(4)).enumerate() {
-            let weight = importance(x, Some(sub_weights(weights, 16 * ib, 16)), sigma2, |_| 0.0);
-            let mut sub = SubBlock::<16>::new(x, weight, true);
-            let max = sub.max();
-            if max < 1e-15 {
-                continue;
-            }
-            let (scale, points) = search.search(&sub, max, max / 5.0);
-            scales[ib] = sub.settle(scale, 127);
-            for (k, q) in q.chunks_exact_mut(2).enumerate() {
-                q.copy_from_slice(&(points[k] | u16::from(sub.signs[k]) << 9).to_le_bytes());
-            }
-        }
-        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
+    fn write(found: &[Coded], block: &mut [u8]) {
+        let max_scale = largest_scale(found);
         if max_scale == 0.0 {
-            block[2..].fill(0);
             return;
+        }
+        for (sub, q) in found.iter().zip(block[2..66].chunks_exact_mut(4)) {
+            for (k, q) in q.chunks_exact_mut(2).enumerate() {
+                q.copy_from_slice(&(sub.points[k] | u16::from(sub.signs[k]) << 9).to_le_bytes());
+            }
         }
         let d = max_scale / 31.0;
         put_f16(d, block);
-        pack_nibbles(&scale_levels(&scales, d), &mut block[66..]);
+        pack_nibbles(&scale_levels(found, d), &mut block[66..]);
     }
 }
 
@@ -120,43 +101,40 @@ fn pack_nibbles(levels: &[u8; 16], bytes: &mut [u8]) {
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum IQ2_S {}
 
-impl GridType<8> for IQ2_S {
+impl GridType<8, 16> for IQ2_S {
     const BYTES: usize = 82;
-    const RULE: Rule = Rule { top: 5.0, half_tries: 9, step: 0.1, again: Again::OffGrid };
+    const RULE: Rule = Rule {
+        sigma: 2.0,
+        plain: Plain::QuarterAndSquare,
+        even_signs: false,
+        least: 1e-8,
+        start: Start::Largest,
+        top: 5.0,
+        half_tries: 9,
+        step: 0.1,
+        again: Again::OffGrid,
+    };
 
     fn grid() -> &'static Codebook<8> {
         codebook::iq2_s()
     }
 
-    #[inline(always)]
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
-        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
-        let mut scales = [0.0; 16];
-        block.fill(0);
-        for (ib, x) in x.chunks_exact(16).enumerate() {
-            let weights = weights.map(|w| &w[16 * ib..][..16]);
-            let weight = importance(x, weights, sigma2, |v| 0.25 * sigma2 + v * v);
-            let mut sub = SubBlock::<16>::new(x, weight, false);
-            let max = sub.max();
-            if max < 1e-8 {
-                continue;
-            }
-            let (scale, points) = search.search(&sub, max, max / 5.0);
-            scales[ib] = sub.settle(scale, 255);
+    fn write(found: &[Coded], block: &mut [u8]) {
+        for (ib, sub) in found.iter().enumerate() {
             for k in 0..2 {
                 let at = 2 * ib + k;
-                block[2 + at] = points[k] as u8;
+                block[2 + at] = sub.points[k] as u8;
                 block[34 + at] = sub.signs[k];
-                block[66 + at / 4] |= ((points[k] >> 8) as u8) << (2 * (at % 4));
+                block[66 + at / 4] |= ((sub.points[k] >> 8) as u8) << (2 * (at % 4));
             }
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
+        let max_scale = largest_scale(found);
         if max_scale == 0.0 {
             return;
         }
         let d = max_scale / 31.0;
         put_f16(d * 0.9875, block);
-        pack_nibbles(&scale_levels(&scales, d), &mut block[74..]);
+        pack_nibbles(&scale_levels(found, d), &mut block[74..]);
     }
 }
 

@@ -6,55 +6,48 @@
 //! ```
 //!
 //! The search is that of [`grid_search`](super::grid_search) (`quantize_row_iq3_xxs_impl`, `quantize_row_iq3_s_impl`).
-#![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::codebook::{self, Codebook};
-use super::grid_search::{Again, GridType, Rule, Search, SubBlock, importance, scale_levels};
+use super::grid_search::{Again, Coded, GridType, Plain, Rule, Start, largest_scale, scale_levels};
 use super::iq2::{even_signs, put_point};
 use super::plain::{f16_at, put_f16};
-use super::search::{c_max, sum_of_squares};
 
 /// IQ3_XXS.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum IQ3_XXS {}
 
-impl GridType<4> for IQ3_XXS {
+impl GridType<4, 32> for IQ3_XXS {
     const BYTES: usize = 98;
-    const RULE: Rule = Rule { top: 15.0, half_tries: 15, step: 0.2, again: Again::OffGrid };
+    const RULE: Rule = Rule {
+        sigma: 2.0,
+        plain: Plain::Square,
+        even_signs: true,
+        least: 1e-8,
+        start: Start::Largest,
+        top: 15.0,
+        half_tries: 15,
+        step: 0.2,
+        again: Again::OffGrid,
+    };
 
     fn grid() -> &'static Codebook<4> {
         codebook::iq3_xxs()
     }
 
-    #[inline(always)]
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
-        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
-        let mut scales = [0.0; 8];
-        block.fill(0);
-        for (ib, x) in x.chunks_exact(32).enumerate() {
-            let weights = weights.map(|w| &w[32 * ib..][..32]);
-            let mut sub = SubBlock::<32>::new(x, importance(x, weights, sigma2, |v| v * v), true);
-            let max = sub.max();
-            if max < 1e-8 {
-                continue;
-            }
-            let (scale, points) = search.search(&sub, max, max / 15.0);
-            scales[ib] = sub.settle(scale, 127);
-            for (byte, point) in block[2 + 8 * ib..].iter_mut().zip(&points) {
-                *byte = *point as u8;
-            }
-            let signs = sub.signs.iter().rev().fold(0, |all, &s| all << 7 | u32::from(s));
-            block[66 + 4 * ib..][..4].copy_from_slice(&signs.to_le_bytes());
-        }
-        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
+    fn write(found: &[Coded], block: &mut [u8]) {
+        let max_scale = largest_scale(found);
         if max_scale == 0.0 {
-            block[2..].fill(0);
             return;
         }
         let d = max_scale / 31.0;
         put_f16(d * 1.0125, block);
-        for (ib, l) in scale_levels(&scales, d).iter().enumerate() {
-            block[66 + 4 * ib + 3] |= l << 4;
+        let levels: [u8; 8] = scale_levels(found, d);
+        for (ib, (sub, level)) in found.iter().zip(levels).enumerate() {
+            for (byte, point) in block[2 + 8 * ib..].iter_mut().zip(&sub.points) {
+                *byte = *point as u8;
+            }
+            let signs = sub.signs.iter().rev().fold(0, |all, &s| all << 7 | u32::from(s));
+            block[66 + 4 * ib..][..4].copy_from_slice(&(signs | u32::from(level) << 28).to_le_bytes());
         }
     }
 }
@@ -66,43 +59,41 @@ impl GridType<4> for IQ3_XXS {
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum IQ3_S {}
 
-impl GridType<4> for IQ3_S {
+impl GridType<4, 32> for IQ3_S {
     const BYTES: usize = 110;
-    const RULE: Rule = Rule { top: 15.0, half_tries: 9, step: 0.2, again: Again::AllIfOffGrid };
+    const RULE: Rule = Rule {
+        sigma: 2.0,
+        plain: Plain::Square,
+        even_signs: false,
+        // The smallest number there is: ggml asks for zero itself.
+        least: f32::from_bits(1),
+        start: Start::Largest,
+        top: 15.0,
+        half_tries: 9,
+        step: 0.2,
+        again: Again::AllIfOffGrid,
+    };
 
     fn grid() -> &'static Codebook<4> {
         codebook::iq3_s()
     }
 
-    #[inline(always)]
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
-        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
-        let mut scales = [0.0; 8];
-        block.fill(0);
-        let mut place = 0;
-        for (ib, x) in x.chunks_exact(32).enumerate() {
-            let weights = weights.map(|w| &w[32 * ib..][..32]);
-            let mut sub = SubBlock::<32>::new(x, importance(x, weights, sigma2, |v| v * v), false);
-            let max = sub.max();
-            if max == 0.0 {
-                continue;
-            }
-            let (scale, points) = search.search(&sub, max, max / 15.0);
-            scales[ib] = sub.settle(scale, 255);
-            for (k, point) in points.iter().enumerate() {
+    fn write(found: &[Coded], block: &mut [u8]) {
+        for (place, (ib, sub)) in found.iter().enumerate().filter(|(_, sub)| sub.present).enumerate() {
+            for (k, point) in sub.points.iter().enumerate() {
                 block[2 + 8 * place + k] = *point as u8;
                 block[66 + ib] |= ((point >> 8) as u8) << k;
             }
             block[74 + 4 * place..][..4].copy_from_slice(&sub.signs);
-            place += 1;
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
+        let max_scale = largest_scale(found);
         if max_scale == 0.0 {
             return;
         }
         let d = max_scale / 31.0;
         put_f16(d * 1.033, block);
-        for (byte, pair) in block[106..].iter_mut().zip(scale_levels(&scales, d).chunks_exact(2)) {
+        let levels: [u8; 8] = scale_levels(found, d);
+        for (byte, pair) in block[106..].iter_mut().zip(levels.chunks_exact(2)) {
             *byte = pair[0] | pair[1] << 4;
         }
     }

@@ -330,3 +330,74 @@ pub(super) fn make_q3_quants<L: Lanes, const N: usize, const B: usize>(
     }
     found
 }
+
+/// `make_qp_quants` for eight sub-blocks of `N` elements, which can be negative: the scale only. Lanes that have
+/// settled stay as they are while others move on.
+#[inline(always)]
+pub(super) fn make_qp_quants<L: Lanes, const N: usize>(l: L, nmax: i32, x: &[L::F32; N], w: &[L::F32; N]) -> L::F32 {
+    let zero = l.splat(0.0);
+    let mut max = zero;
+    for &v in x {
+        max = l.max(max, v);
+    }
+    let flat = l.lt(max, l.splat(GROUP_MAX_EPS));
+    let highest = l.splat_i(nmax);
+    let mut best_iscale = l.splat(nmax as f32) / max;
+    let scale = l.splat(1.0) / best_iscale;
+    let mut best = zero;
+    for i in 0..N {
+        // Codes pass through a byte in ggml: a negative one wraps.
+        let code = l.to_f32(l.nearest_int(best_iscale * x[i]) & l.splat_i(255));
+        let diff = x[i] - scale * code;
+        best = best + w[i] * diff * diff;
+    }
+    for step in [-4, -3, -2, -1, 1, 2, 3, 4] {
+        let iscale = l.splat(0.1 * step as f32 + nmax as f32) / max;
+        let scale = l.splat(1.0) / iscale;
+        let mut error = zero;
+        for i in 0..N {
+            let code = l.to_f32(l.min_i(l.nearest_int(iscale * x[i]), highest));
+            let diff = x[i] - scale * code;
+            error = error + w[i] * diff * diff;
+        }
+        let better = l.lt(error, best);
+        best = l.select(better, error, best);
+        best_iscale = l.select(better, iscale, best_iscale);
+    }
+    let (mut codes, mut wx) = ([zero; N], [zero; N]);
+    let (mut sumlx, mut suml2) = (zero, zero);
+    for i in 0..N {
+        let code = l.min_i(l.nearest_int(best_iscale * x[i]), highest);
+        let level = l.to_f32(code);
+        wx[i] = w[i] * x[i];
+        sumlx = sumlx + wx[i] * level;
+        suml2 = suml2 + w[i] * level * level;
+        codes[i] = l.to_f32(code & l.splat_i(255));
+    }
+    for pass in 0..5 {
+        let mut changed = l.lt(zero, zero);
+        for i in 0..N {
+            let old = codes[i];
+            let slx = sumlx - wx[i] * old;
+            let sl2 = suml2 - w[i] * old * old;
+            let new = l.min_i(l.nearest_int(x[i] * sl2 / slx), highest);
+            let level = l.to_f32(new);
+            let moves = l.lt(zero, slx) & l.lt(zero, sl2) & !l.eq(level, old);
+            // At first some lane nearly always moves; later hardly any, and the branch is foreseen.
+            if pass >= 1 && !l.any(moves) {
+                continue;
+            }
+            let slx = slx + wx[i] * level;
+            let sl2 = sl2 + w[i] * level * level;
+            let take = moves & l.lt(sumlx * sumlx * sl2, slx * slx * suml2);
+            codes[i] = l.select(take, l.to_f32(new & l.splat_i(255)), old);
+            sumlx = l.select(take, slx, sumlx);
+            suml2 = l.select(take, sl2, suml2);
+            changed = changed | take;
+        }
+        if !l.any(changed) {
+            break;
+        }
+    }
+    l.select(l.lt(zero, suml2) & !flat, sumlx / suml2, zero)
+}

@@ -21,6 +21,7 @@ mod codebook;
 mod filetype;
 mod fp4;
 mod grid_lanes;
+mod grid_nearest;
 mod grid_search;
 mod imatrix;
 mod iq1;
