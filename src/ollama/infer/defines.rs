@@ -1,7 +1,7 @@
 //! Named templates for what Go's functions lack: trimming, JSON as Python writes it, schemas, dates.
 
 use super::go_text::{GoText, quoted};
-use super::observe::{Side, ToolPart, Trim};
+use super::part::{Side, ToolPart, Trim};
 use crate::ollama::python::JsonStyle;
 use crate::ollama::python::MONTHS;
 use std::collections::BTreeMap;
@@ -210,6 +210,7 @@ impl Defines {
         match part {
             ToolPart::Name => format!("{function}.Name"),
             ToolPart::Description => format!("{function}.Description"),
+            ToolPart::QuotedDescription => format!("printf \"%q\" {function}.Description"),
             ToolPart::Whole => {
                 let inner = self.schema("toolFunction", style, level + 1);
                 self.record(
@@ -234,6 +235,11 @@ impl Defines {
             }
             ToolPart::Required => self.json(style, level, &format!("{function}.Parameters.Required")),
         }
+    }
+
+    /// The action that prints a whole property as JSON.
+    pub(super) fn property(&mut self, style: &JsonStyle, level: usize, property: &str) -> String {
+        format!("{} {property}", self.schema("toolProperty", style, level))
     }
 
     fn call(&mut self, name: &str, style: &JsonStyle, level: usize, value: &str) -> String {

@@ -5,7 +5,8 @@ use super::go_text::{GoText, escape, quoted};
 use super::layout::{Layout, common, common_ending, without, without_ending};
 use super::learn::{Feature, Tree};
 use super::model::Model;
-use super::observe::{Kind, Part, Trim};
+use super::part::{Kind, Part, Trim};
+use super::schema::TOOL_BLOCK;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The name that `$prev` has behind an element.
@@ -77,6 +78,9 @@ pub(super) fn emit(model: &Model) -> Result<String, String> {
     emitter.body(&mut body)?;
     let body = body.finish();
     let mut head = GoText::default();
+    if let Some(program) = &model.program {
+        program.write(&mut head, &mut emitter.defines);
+    }
     emitter.defines.write(&mut head);
     emitter.preamble(&mut head);
     let head = head.finish();
@@ -500,6 +504,7 @@ impl Emitter<'_> {
                     self.parts(out, body)?;
                     out.control("end");
                 }
+                Part::ToolBlock => out.print(&format!("template {} $.Tools", quoted(TOOL_BLOCK))),
                 Part::Tool(part, style, level) => {
                     let action = self.defines.tool(*part, style, *level);
                     out.print(&action);

@@ -3,7 +3,7 @@
 
 use super::learn::Tree;
 use super::model::Model;
-use super::observe::{Kind, Part, join};
+use super::part::{Kind, Part, join};
 use std::collections::BTreeMap;
 
 /// A laid-out model. Between two elements stand, in this order: the first's ending, the text of the pair, and

@@ -127,23 +127,38 @@ pub(super) fn facts(conversation: &Conversation, at: usize) -> Facts {
     bits
 }
 
+/// A question whose answer is one bit of some facts.
+pub(super) trait Question: Copy + 'static {
+    /// All questions, those preferred first that come first.
+    const ALL: &'static [Self];
+    /// The answer's bit.
+    fn bit(self) -> Facts;
+}
+
+impl Question for Feature {
+    const ALL: &'static [Self] = FEATURES;
+
+    fn bit(self) -> Facts {
+        1 << self as u8
+    }
+}
+
 /// A decision tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Tree<L> {
+pub(super) enum Tree<L, Q = Feature> {
     /// A decision.
     Leaf(L),
     /// A question; where it holds, and where it does not.
-    Split(Feature, Box<Tree<L>>, Box<Tree<L>>),
+    Split(Q, Box<Tree<L, Q>>, Box<Tree<L, Q>>),
 }
 
-impl<L> Tree<L> {
+impl<L, Q: Question> Tree<L, Q> {
     /// The decision for these facts.
-    #[cfg(test)]
     pub(super) fn decide(&self, facts: Facts) -> &L {
         match self {
             Tree::Leaf(label) => label,
             Tree::Split(feature, yes, no) => {
-                if facts & (1 << *feature as u8) != 0 {
+                if facts & feature.bit() != 0 {
                     yes.decide(facts)
                 } else {
                     no.decide(facts)
@@ -165,7 +180,7 @@ impl<L> Tree<L> {
     }
 
     /// The same questions with other decisions.
-    pub(super) fn map<M>(&self, f: &mut impl FnMut(&L) -> M) -> Tree<M> {
+    pub(super) fn map<M>(&self, f: &mut impl FnMut(&L) -> M) -> Tree<M, Q> {
         match self {
             Tree::Leaf(label) => Tree::Leaf(f(label)),
             Tree::Split(feature, yes, no) => {
@@ -176,7 +191,7 @@ impl<L> Tree<L> {
     }
 
     /// The features that are asked.
-    pub(super) fn features(&self) -> Vec<Feature> {
+    pub(super) fn features(&self) -> Vec<Q> {
         match self {
             Tree::Leaf(_) => Vec::new(),
             Tree::Split(feature, yes, no) => {
@@ -193,7 +208,7 @@ impl<L> Tree<L> {
 const MAX_DEPTH: u32 = 5;
 
 /// The smallest tree that explains the samples; `None` if the features cannot tell them apart.
-pub(super) fn learn<L: Clone + Eq>(samples: &[(Facts, L)]) -> Option<Tree<L>> {
+pub(super) fn learn<L: Clone + Eq, Q: Question>(samples: &[(Facts, L)]) -> Option<Tree<L, Q>> {
     let mut labels: Vec<&L> = Vec::new();
     let mut unique: Vec<(Facts, usize)> = Vec::new();
     for (facts, label) in samples {
@@ -213,14 +228,67 @@ pub(super) fn learn<L: Clone + Eq>(samples: &[(Facts, L)]) -> Option<Tree<L>> {
     (0..=MAX_DEPTH).find_map(|depth| search(&unique, depth)).map(|t| t.map(&mut |n: &usize| labels[*n].clone()))
 }
 
-fn size(tree: &Tree<usize>) -> usize {
+/// A small tree that explains the samples, found by asking first what tells most: for many labels, where trying all
+/// trees would take too long. `None` if the features cannot tell them apart.
+pub(super) fn learn_greedily<L: Clone + Eq, Q: Question>(samples: &[(Facts, L)]) -> Option<Tree<L, Q>> {
+    let mut labels: Vec<&L> = Vec::new();
+    let mut unique: Vec<(Facts, usize)> = samples
+        .iter()
+        .map(|(facts, label)| {
+            let n = labels.iter().position(|l| *l == label).unwrap_or_else(|| {
+                labels.push(label);
+                labels.len() - 1
+            });
+            (*facts, n)
+        })
+        .collect();
+    unique.sort_unstable();
+    unique.dedup();
+    grow(&unique).map(|tree| tree.map(&mut |n: &usize| labels[*n].clone()))
+}
+
+fn grow<Q: Question>(samples: &[(Facts, usize)]) -> Option<Tree<usize, Q>> {
+    let first = samples.first()?.1;
+    if samples.iter().all(|s| s.1 == first) {
+        return Some(Tree::Leaf(first));
+    }
+    let mut best: Option<(f64, Q)> = None;
+    for &question in Q::ALL {
+        let (yes, no): (Vec<_>, Vec<_>) = samples.iter().partition(|s| s.0 & question.bit() != 0);
+        if yes.is_empty() || no.is_empty() {
+            continue;
+        }
+        let left = disorder(&yes) + disorder(&no);
+        if best.is_none_or(|(least, _)| left < least) {
+            best = Some((left, question));
+        }
+    }
+    let (_, question) = best?;
+    let (yes, no): (Vec<_>, Vec<_>) = samples.iter().partition(|s| s.0 & question.bit() != 0);
+    Some(Tree::Split(question, Box::new(grow(&yes)?), Box::new(grow(&no)?)))
+}
+
+/// How many bits the labels of samples need together.
+fn disorder(samples: &[(Facts, usize)]) -> f64 {
+    let mut counts: Vec<(usize, f64)> = Vec::new();
+    for (_, label) in samples {
+        match counts.iter_mut().find(|c| c.0 == *label) {
+            Some(count) => count.1 += 1.0,
+            None => counts.push((*label, 1.0)),
+        }
+    }
+    let all = samples.len() as f64;
+    counts.iter().map(|(_, n)| n * (all / n).log2()).sum()
+}
+
+fn size<Q>(tree: &Tree<usize, Q>) -> usize {
     match tree {
         Tree::Leaf(_) => 1,
         Tree::Split(_, yes, no) => size(yes) + size(no),
     }
 }
 
-fn search(samples: &[(Facts, usize)], depth: u32) -> Option<Tree<usize>> {
+fn search<Q: Question>(samples: &[(Facts, usize)], depth: u32) -> Option<Tree<usize, Q>> {
     let first = samples.first()?.1;
     if samples.iter().all(|s| s.1 == first) {
         return Some(Tree::Leaf(first));
@@ -231,9 +299,9 @@ fn search(samples: &[(Facts, usize)], depth: u32) -> Option<Tree<usize>> {
     if labels.len() > 1 << depth {
         return None;
     }
-    let mut best: Option<Tree<usize>> = None;
-    for &feature in FEATURES {
-        let bit = 1 << feature as u8;
+    let mut best: Option<Tree<usize, Q>> = None;
+    for &feature in Q::ALL {
+        let bit = feature.bit();
         let (yes, no): (Vec<_>, Vec<_>) = samples.iter().partition(|s| s.0 & bit != 0);
         if yes.is_empty() || no.is_empty() {
             continue;

@@ -5,6 +5,7 @@
 //! smallest rules over facts that Go can test are [learned](learn); and the rules are [written](emit) as a
 //! TEMPLATE. Whether that is right is not this module's claim: [`super::proof`] tests it on other conversations.
 
+mod calls;
 mod defines;
 mod emit;
 mod go_text;
@@ -12,13 +13,18 @@ mod layout;
 mod learn;
 mod model;
 mod observe;
+mod part;
 mod probe;
+mod schema;
+mod tokens;
+mod tools;
 
 pub use probe::Scope;
 
 use super::chat::{Conversation, Dialect};
 use super::jinja::{ChatTemplate, JinjaError};
-use observe::{CallForm, observe};
+use calls::CallForm;
+use observe::observe;
 use probe::{probes, single};
 
 /// What a template can do, found out by trying.
@@ -134,6 +140,7 @@ pub fn infer(template: &ChatTemplate, abilities: &Abilities, scope: Scope) -> Re
             }
         }
     }
+    let program = if scope.tools { schema::ToolProgram::learn(template, &dialect).map_err(|e| e.0)? } else { None };
     let mut observations = Vec::new();
     for probe in probes(scope, dialect.think_switch.is_some()) {
         // What the Jinja refuses is outside of the domain.
@@ -141,8 +148,8 @@ pub fn infer(template: &ChatTemplate, abilities: &Abilities, scope: Scope) -> Re
             continue;
         };
         let expected = abilities.expected(template, &text);
-        observations.push(observe(&probe, expected, &hooks, form).map_err(|e| e.0)?);
+        observations.push(observe(&probe, expected, &hooks, form, program.as_ref()).map_err(|e| e.0)?);
     }
-    let model = model::Model::learn(&observations)?;
+    let model = model::Model::learn(&observations, program)?;
     emit::emit(&model)
 }

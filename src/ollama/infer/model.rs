@@ -1,7 +1,9 @@
 //! The model of a template: which elements it shows, how, and the text between any two of them.
 
 use super::learn::{Facts, Tree, learn};
-use super::observe::{Kind, Observation, Part, Trim};
+use super::observe::Observation;
+use super::part::{Kind, Part, Trim};
+use super::schema::ToolProgram;
 use std::collections::BTreeMap;
 
 /// Decisions that were seen, and the facts under which they were made.
@@ -18,11 +20,13 @@ pub(super) struct Model {
     pub(super) trims: BTreeMap<Kind, Tree<Trim>>,
     /// What is written for a call.
     pub(super) call: Vec<Part>,
+    /// How tools are written, if they are written field by field.
+    pub(super) program: Option<ToolProgram>,
 }
 
 impl Model {
     /// Finds the smallest rules that explain all observations; on failure, which place has none.
-    pub(super) fn learn(observations: &[Observation]) -> Result<Self, String> {
+    pub(super) fn learn(observations: &[Observation], program: Option<ToolProgram>) -> Result<Self, String> {
         let system_trim = one_system_trim(observations)?;
         let separators = tool_separators(observations);
         let mut gaps: BTreeMap<(Kind, Kind), Samples<Vec<Part>>> = BTreeMap::new();
@@ -65,6 +69,7 @@ impl Model {
             visible: BTreeMap::new(),
             trims: BTreeMap::new(),
             call: call.unwrap_or_default(),
+            program,
         };
         for (pair, samples) in gaps {
             let tree =

@@ -1,0 +1,136 @@
+//! Every published chat template at hand: for which conversations the TEMPLATE made of it is exact, as a table.
+//!
+//! `CHAT_TEMPLATES=FOLDER` names what `tests/oracle/chat_templates.py` collected: a folder of `.jinja` files per
+//! source. `CHAT_TEMPLATES_ONLY=TEXT` narrows the run to files whose name holds the text and prints what stands in
+//! the way of each.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use to_gguf::ollama::infer::{Abilities, Scope, infer};
+use to_gguf::ollama::jinja::ChatTemplate;
+use to_gguf::ollama::proof::{PROOF_DATE, describe, prove};
+
+/// The rows of the table: a name, and the scope to be proven for a template of these abilities.
+type Row = (&'static str, fn(Scope) -> Option<Scope>);
+
+const ROWS: [Row; 6] = [
+    ("plain turns", |_| Some(Scope::default())),
+    ("+ system prompt", |able| able.system.then_some(Scope { system: true, ..Scope::default() })),
+    ("+ later system messages", |able| able.later_system.then_some(Scope { tools: false, thinking: false, ..able })),
+    ("+ thinking, no tools", |able| able.thinking.then_some(Scope { tools: false, later_system: false, ..able })),
+    ("+ tools, no thinking", |able| able.tools.then_some(Scope { thinking: false, later_system: false, ..able })),
+    ("+ tools and thinking", |able| (able.tools && able.thinking).then_some(Scope { later_system: false, ..able })),
+];
+
+/// One template: its source, its name, its text.
+struct Entry {
+    source: String,
+    name: String,
+    text: String,
+}
+
+/// What was found: per row, `None` where it does not apply, else whether it is exact, or why not.
+type Verdict = Vec<Option<Result<usize, String>>>;
+
+fn entries(folder: &str) -> Vec<Entry> {
+    let mut out = Vec::new();
+    let sorted = |folder: PathBuf| {
+        let mut list: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+        list.sort();
+        list
+    };
+    let only = std::env::var("CHAT_TEMPLATES_ONLY").unwrap_or_default();
+    for source in sorted(folder.into()) {
+        for file in sorted(source.clone()) {
+            let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+            if name.contains(&only) {
+                let source = source.file_name().unwrap().to_string_lossy().into_owned();
+                out.push(Entry { source, name, text: std::fs::read_to_string(&file).unwrap() });
+            }
+        }
+    }
+    out
+}
+
+fn judge(text: &str) -> Option<Verdict> {
+    let template = ChatTemplate::new(text, Some("<s>"), Some("</s>")).ok()?;
+    template.set_date(PROOF_DATE);
+    let abilities = Abilities::discover(&template, true).ok()?;
+    let verdict = |scope: Scope| {
+        let candidate = infer(&template, &abilities, scope)?;
+        let proof = prove(&template, &abilities, &candidate, scope).map_err(|e| e.to_string())?;
+        match proof.mismatch {
+            Some(mismatch) => Err(describe(&mismatch)),
+            None => Ok(proof.judged),
+        }
+    };
+    Some(ROWS.iter().map(|(_, scope)| scope(abilities.scope).map(verdict)).collect())
+}
+
+#[test]
+fn published_templates() {
+    let Ok(folder) = std::env::var("CHAT_TEMPLATES") else {
+        eprintln!("skipped: CHAT_TEMPLATES names no folder of templates (see tests/oracle/chat_templates.py)");
+        return;
+    };
+    let entries = entries(&folder);
+    let verdicts: Mutex<BTreeMap<usize, Option<Verdict>>> = Mutex::default();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(entry) = entries.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let at = entries.iter().position(|e| std::ptr::eq(e, entry)).unwrap();
+                    let verdict = judge(&entry.text);
+                    verdicts.lock().unwrap().insert(at, verdict);
+                }
+            });
+        }
+    });
+    let verdicts = verdicts.into_inner().unwrap();
+    let mut sources: Vec<&str> = entries.iter().map(|e| e.source.as_str()).collect();
+    sources.dedup();
+    let mut judged = 0;
+    for (entry, verdict) in entries.iter().zip(verdicts.values()) {
+        let Some(verdict) = verdict else {
+            println!("{}/{}: refuses the plainest conversation", entry.source, entry.name);
+            continue;
+        };
+        for ((row, _), result) in ROWS.iter().zip(verdict) {
+            match result {
+                Some(Err(why)) => println!("{}/{}: {row}: {why}", entry.source, entry.name),
+                Some(Ok(count)) => judged += count,
+                None => {}
+            }
+        }
+    }
+    let tell = |of: &dyn Fn(usize, &Entry) -> bool, row: usize| {
+        let results = verdicts.iter().filter(|(n, _)| of(**n, &entries[**n]));
+        let results: Vec<&Result<usize, String>> = results.filter_map(|(_, v)| v.as_ref()?[row].as_ref()).collect();
+        if results.is_empty() {
+            return "–".to_owned();
+        }
+        format!("{} / {}", results.iter().filter(|r| r.is_ok()).count(), results.len())
+    };
+    let first = |n: usize, e: &Entry| !entries[..n].iter().any(|o| o.text == e.text);
+    let heads: Vec<String> = sources
+        .iter()
+        .map(|s| format!("{s} ({})", entries.iter().filter(|e| e.source == **s).count()))
+        .chain([
+            format!("all ({})", entries.len()),
+            format!("distinct ({})", { entries.iter().enumerate().filter(|(n, e)| first(*n, e)).count() }),
+        ])
+        .collect();
+    println!("| exact / applicable | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()));
+    for (row, (name, _)) in ROWS.iter().enumerate() {
+        let cells: Vec<String> = sources
+            .iter()
+            .map(|s| tell(&|_, e| e.source == **s, row))
+            .chain([tell(&|_, _| true, row), tell(&|n, e| first(n, e), row)])
+            .collect();
+        println!("| {name} | {} |", cells.join(" | "));
+    }
+    println!("{judged} held-out conversations agreed");
+}
