@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use to_gguf::ollama::infer::{Abilities, Scope, infer};
+use to_gguf::ollama::infer::{Abilities, Scope};
 use to_gguf::ollama::jinja::ChatTemplate;
-use to_gguf::ollama::proof::{PROOF_DATE, describe, prove};
+use to_gguf::ollama::proof::{PROOF_DATE, translate_for};
 
 /// The rows of the table: a name, and the scope to be proven for a template of these abilities.
 type Row = (&'static str, fn(Scope) -> Option<Scope>);
@@ -58,14 +58,7 @@ fn judge(text: &str) -> Option<Verdict> {
     let template = ChatTemplate::new(text, Some("<s>"), Some("</s>")).ok()?;
     template.set_date(PROOF_DATE);
     let abilities = Abilities::discover(&template, true).ok()?;
-    let verdict = |scope: Scope| {
-        let candidate = infer(&template, &abilities, scope)?;
-        let proof = prove(&template, &abilities, &candidate, scope).map_err(|e| e.to_string())?;
-        match proof.mismatch {
-            Some(mismatch) => Err(describe(&mismatch)),
-            None => Ok(proof.judged),
-        }
-    };
+    let verdict = |scope: Scope| translate_for(&template, &abilities, scope).map(|proven| proven.judged);
     Some(ROWS.iter().map(|(_, scope)| scope(abilities.scope).map(verdict)).collect())
 }
 

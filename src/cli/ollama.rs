@@ -2,7 +2,7 @@
 
 use crate::ollama::api::{Client, Progress};
 use crate::ollama::check::{Report, Severity, check_folder, check_store};
-use crate::ollama::grammar::{Creation, parse};
+use crate::ollama::grammar::{Creation, decode, parse};
 use crate::ollama::name::ModelName;
 use crate::ollama::store::{Placed, Store};
 use anyhow::Context;
@@ -92,9 +92,9 @@ fn print_report(report: &Report) {
 pub(super) fn add(folder: &Path, name: &str, way: Way, force: bool) -> anyhow::Result<String> {
     let name = ModelName::parse(name)?;
     let file = if folder.is_dir() { folder.join("Modelfile") } else { folder.to_owned() };
-    let text = std::fs::read_to_string(&file)
+    let bytes = std::fs::read(&file)
         .with_context(|| format!("{}: cannot be read; convert with a Modelfile first", file.display()))?;
-    let creation = Creation::new(&parse(&text)?, file.parent().unwrap_or(Path::new(".")))?;
+    let creation = Creation::new(&parse(&decode(&bytes))?, file.parent().unwrap_or(Path::new(".")))?;
     match way {
         Way::Store => {
             let stored = Store::of_user().write(&name, &creation, force, &mut |_| {})?;

@@ -1,5 +1,6 @@
 //! Conversations: what is given to a chat template, in either language.
 
+use super::python::{JsonStyle, json_dumps};
 use serde_json::{Map, Value as Json, json};
 
 /// Who speaks.
@@ -92,7 +93,7 @@ impl Conversation {
 pub struct Dialect {
     /// Contents are lists of parts, not strings.
     pub content_parts: bool,
-    /// Arguments of calls are JSON text, not objects.
+    /// Arguments of calls are JSON text, as Python writes it, not objects.
     pub arguments_as_text: bool,
     /// The message key that holds the thinking.
     pub thinking_key: Option<String>,
@@ -130,7 +131,8 @@ impl Dialect {
                         .iter()
                         .map(|c| {
                             let arguments = if self.arguments_as_text {
-                                json!(Json::Object(c.arguments.clone()).to_string())
+                                let value = minijinja::Value::from_serialize(&c.arguments);
+                                json!(json_dumps(&value, &JsonStyle::default()))
                             } else {
                                 Json::Object(c.arguments.clone())
                             };

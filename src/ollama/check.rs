@@ -1,7 +1,7 @@
 //! Whether a Modelfile, or an entry of Ollama's store, fits the model it names.
 
 use super::facts_of_modelfile;
-use super::grammar::{Creation, GrammarError, parse};
+use super::grammar::{Creation, GrammarError, decode, parse};
 use super::infer::{Abilities, Scope};
 use super::jinja::ChatTemplate;
 use super::modelfile::{ChatInput, ModelfileInput, words};
@@ -83,7 +83,7 @@ pub fn check_folder(path: &Path) -> Result<Report, CheckError> {
     if size > LONGEST {
         return Err(io(std::io::Error::other(format!("{size} bytes are no Modelfile"))));
     }
-    let text = std::fs::read_to_string(&file).map_err(io)?;
+    let text = decode(&std::fs::read(&file).map_err(io)?);
     let folder = file.parent().unwrap_or(Path::new("."));
     let creation = Creation::new(&parse(&text)?, folder)?;
     let mut report = Report::default();

@@ -36,6 +36,12 @@ pub enum GrammarError {
         /// What stood there.
         text: String,
     },
+    /// A version that is none.
+    #[error("Modelfile: REQUIRES {version:?} is no version; give one such as 0.14.0")]
+    Requires {
+        /// What is written.
+        version: String,
+    },
     /// No model.
     #[error("Modelfile: no FROM line; name the model with FROM")]
     NoFrom,
@@ -90,6 +96,19 @@ const COMMANDS: [&str; 11] = [
     "message",
     "requires",
 ];
+
+/// The text of a Modelfile: UTF-8, or UTF-16 where a byte order mark says so, as Ollama reads it.
+pub fn decode(bytes: &[u8]) -> String {
+    let units = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
+        let units: Vec<u16> = rest.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
+        String::from_utf16_lossy(&units)
+    };
+    match bytes {
+        [0xff, 0xfe, rest @ ..] => units(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => units(rest, u16::from_be_bytes),
+        _ => String::from_utf8_lossy(bytes).into_owned(),
+    }
+}
 
 /// Parses a Modelfile.
 ///
@@ -282,7 +301,13 @@ impl Creation {
                 "license" => out.licenses.push(args.clone()),
                 "renderer" => out.renderer = Some(args.clone()),
                 "parser" => out.parser = Some(args.clone()),
-                "requires" => out.requires = Some(args.trim_start_matches('v').to_owned()),
+                "requires" => {
+                    let version = args.strip_prefix('v').unwrap_or(args);
+                    if !is_version(version) {
+                        return Err(GrammarError::Requires { version: args.clone() });
+                    }
+                    out.requires = Some(version.to_owned());
+                }
                 "message" => {
                     let (role, content) = args.split_once(": ").unwrap_or((args, ""));
                     out.messages.push((role.to_owned(), content.to_owned()));
@@ -320,6 +345,22 @@ impl Creation {
         self.parameters.entry(name).or_insert(typed);
         Ok(())
     }
+}
+
+/// Whether a text is a semantic version, whose minor and patch numbers may be left out (Go's `semver.IsValid`).
+fn is_version(text: &str) -> bool {
+    let (rest, build) = text.split_once('+').map_or((text, None), |(r, b)| (r, Some(b)));
+    let (core, pre) = rest.split_once('-').map_or((rest, None), |(c, p)| (c, Some(p)));
+    let digits = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit());
+    let numbers: Vec<&str> = core.split('.').collect();
+    let number = |p: &&str| digits(p) && (*p == "0" || !p.starts_with('0'));
+    let word = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let whole = numbers.len() == 3 || pre.is_none() && build.is_none();
+    (1..=3).contains(&numbers.len())
+        && whole
+        && numbers.iter().all(number)
+        && pre.is_none_or(|p| p.split('.').all(|part| word(part) && (!digits(part) || number(&part))))
+        && build.is_none_or(|b| b.split('.').all(word))
 }
 
 /// The user's home folder; the current one where there is none.
@@ -365,6 +406,19 @@ mod tests {
         assert!(matches!(parse("FROM x\nPARAMETER temp\n"), Err(GrammarError::End { .. })));
         assert!(matches!(parse("FROM x\nSYSTEM \"\"\"open\n"), Err(GrammarError::End { .. })));
         assert!(matches!(parse("FROM x\nMESSAGE system"), Err(GrammarError::End { .. })));
+    }
+
+    #[test]
+    fn versions_are_semantic() {
+        for good in ["0.14.0", "1", "1.2", "0.33.0-rc2", "1.0.0+build.01"] {
+            assert!(is_version(good), "{good}");
+        }
+        for bad in ["", "x", "1.2.3.4", "01.2.3", "1.2-rc1", "1.0.0-", "1.0.0-01", "latest"] {
+            assert!(!is_version(bad), "{bad}");
+        }
+        let requires = |v: &str| Creation::new(&parse(&format!("FROM x\nREQUIRES {v}\n")).unwrap(), Path::new("/"));
+        assert_eq!(requires("v0.14.0").unwrap().requires.as_deref(), Some("0.14.0"));
+        assert!(requires("soon").is_err());
     }
 
     #[test]

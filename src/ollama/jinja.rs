@@ -59,7 +59,16 @@ pub const HOOK_END: char = '\u{3}';
 /// Stands behind a content that is to be continued, so that its end can be found.
 const CUT_MARK: &str = "QzCutXq";
 
-type Hooks = Arc<Mutex<Option<Vec<Hooked>>>>;
+/// What stands in an observed text where the template printed JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JsonView {
+    /// A mark: what was printed shows, whatever is inside.
+    Mark,
+    /// The JSON itself: some templates cut it or indent it.
+    Text,
+}
+
+type Hooks = Arc<Mutex<Option<(JsonView, Vec<Hooked>)>>>;
 
 /// A compiled chat template with the names it was trained with.
 pub struct ChatTemplate {
@@ -172,17 +181,23 @@ impl ChatTemplate {
         self.run(conversation, dialect)
     }
 
-    /// Renders a conversation with marks in the place of JSON and dates, and says what each mark stands for.
+    /// Renders a conversation with marks in the place of dates, and of JSON if that is the view, and says what was
+    /// printed through hooks, in order: a mark tells its number.
     ///
     /// # Errors
     /// [`JinjaError::Render`] if the template refuses the conversation.
-    pub fn observe(&self, conversation: &Conversation, dialect: &Dialect) -> Result<(String, Vec<Hooked>), JinjaError> {
+    pub fn observe(
+        &self,
+        conversation: &Conversation,
+        dialect: &Dialect,
+        view: JsonView,
+    ) -> Result<(String, Vec<Hooked>), JinjaError> {
         if let Ok(mut hooks) = self.hooks.lock() {
-            *hooks = Some(Vec::new());
+            *hooks = Some((view, Vec::new()));
         }
         let text = self.render(conversation, dialect);
         let hooked = self.hooks.lock().ok().and_then(|mut h| h.take());
-        Ok((text?, hooked.unwrap_or_default()))
+        Ok((text?, hooked.map(|(_, list)| list).unwrap_or_default()))
     }
 
     fn run(&self, conversation: &Conversation, dialect: &Dialect) -> Result<String, JinjaError> {
@@ -251,7 +266,7 @@ fn add_functions(environment: &mut Environment<'static>, hooks: &Hooks, date: &A
     let (own_hooks, own_date) = (Arc::clone(hooks), Arc::clone(date));
     environment.add_function("strftime_now", move |format: String| -> String {
         if let Ok(mut hooks) = own_hooks.lock()
-            && let Some(list) = hooks.as_mut()
+            && let Some((_, list)) = hooks.as_mut()
         {
             list.push(Hooked::Date { format });
             return format!("{HOOK_START}{}{HOOK_END}", list.len() - 1);
@@ -278,10 +293,12 @@ fn add_filters(environment: &mut Environment<'static>, hooks: &Hooks) {
     environment.add_filter("tojson", move |value: &Value, args: Rest<Value>, kwargs: Kwargs| -> Result<Value, Error> {
         let style = json_style(&args, &kwargs)?;
         if let Ok(mut hooks) = hooks.lock()
-            && let Some(list) = hooks.as_mut()
+            && let Some((view, list)) = hooks.as_mut()
         {
-            list.push(Hooked::Json { value: value.clone(), style });
-            return Ok(format!("{HOOK_START}{}{HOOK_END}", list.len() - 1).into());
+            list.push(Hooked::Json { value: value.clone(), style: style.clone() });
+            if *view == JsonView::Mark {
+                return Ok(format!("{HOOK_START}{}{HOOK_END}", list.len() - 1).into());
+            }
         }
         // A plain string, not a safe one: HF's filter returns str, so `|e` escapes it.
         Ok(python::json_dumps(value, &style).into())

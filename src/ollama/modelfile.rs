@@ -2,7 +2,7 @@
 
 use super::chat::{Conversation, Dialect, Message, Role};
 use super::infer::{Abilities, Scope};
-use super::jinja::{ChatTemplate, Hooked};
+use super::jinja::{ChatTemplate, Hooked, JsonView};
 use super::proof::translate;
 use super::stops::{self, SpecialTokens};
 use serde_json::Value as Json;
@@ -295,7 +295,7 @@ fn default_system(template: &ChatTemplate, abilities: &Abilities) -> Option<Stri
         Conversation { messages, think, ..Conversation::default() }
     };
     let marked = template.render(&with(Some(MARK), 0, None), dialect).ok()?;
-    let (plain, hooks) = template.observe(&with(None, 0, None), dialect).ok()?;
+    let (plain, hooks) = template.observe(&with(None, 0, None), dialect, JsonView::Mark).ok()?;
     if hooks.iter().any(|h| matches!(h, Hooked::Date { .. })) {
         return None;
     }

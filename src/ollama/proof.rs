@@ -2,7 +2,7 @@
 
 use super::chat::{Conversation, Message, Role, ToolCall};
 use super::go::GoError;
-use super::infer::{Abilities, Scope, infer};
+use super::infer::{Abilities, Scope, candidates};
 use super::jinja::ChatTemplate;
 use super::python::Date;
 use super::render::OllamaTemplate;
@@ -83,29 +83,36 @@ pub fn translate(template: &ChatTemplate, add_bos: bool) -> Result<Translation, 
         }
     }
     for scope in scopes {
-        let candidate = match infer(template, &abilities, scope) {
-            Ok(candidate) => candidate,
-            Err(why) => {
-                out.obstacles.push((scope, why));
-                continue;
-            }
-        };
-        match prove(template, &abilities, &candidate, scope) {
-            Ok(proof) if proof.mismatch.is_none() && proof.judged > 0 => {
-                out.proven = Some(Proven { template: candidate, scope, judged: proof.judged });
+        match translate_for(template, &abilities, scope) {
+            Ok(proven) => {
+                out.proven = Some(proven);
                 break;
             }
-            Ok(proof) => {
-                let why = match &proof.mismatch {
-                    Some(m) => describe(m),
-                    None => "no conversation to judge".into(),
-                };
-                out.obstacles.push((scope, why));
-            }
-            Err(error) => out.obstacles.push((scope, error.to_string())),
+            Err(why) => out.obstacles.push((scope, why)),
         }
     }
     Ok(out)
+}
+
+/// Translates a Jinja template for the conversations of one scope.
+///
+/// # Errors
+/// Why there is no TEMPLATE that is proven, in words for the report.
+pub fn translate_for(template: &ChatTemplate, abilities: &Abilities, scope: Scope) -> Result<Proven, String> {
+    let mut obstacle = None;
+    for candidate in candidates(template, abilities, scope) {
+        let why = match candidate {
+            Ok(candidate) => match prove(template, abilities, &candidate, scope) {
+                Ok(Proof { judged: 0, .. }) => "no conversation to judge".into(),
+                Ok(Proof { mismatch: Some(mismatch), .. }) => describe(&mismatch),
+                Ok(proof) => return Ok(Proven { template: candidate, scope, judged: proof.judged }),
+                Err(error) => error.to_string(),
+            },
+            Err(why) => why,
+        };
+        obstacle.get_or_insert(why);
+    }
+    Err(obstacle.unwrap_or_default())
 }
 
 /// A mismatch in one line.
@@ -172,7 +179,12 @@ fn sample_tools(count: usize) -> Vec<Json> {
                 "a": {"type": "integer", "description": "First summand"},
                 "b": {"type": "integer", "description": "Second summand"}},
                 "required": ["a", "b"]}}}),
-        json!({"type": "function", "function": {"name": "search", "description": "Looks something up & lists <results>.",
+        json!({"type": "function", "function": {"name": "plan_trip", "description": "Plans a trip.",
+            "parameters": {"type": "object", "properties": {
+                "budget": {"type": "number", "description": "Most that it may cost"},
+                "by_train": {"type": "boolean", "description": "Whether to go by train."},
+                "days": {"type": "array", "items": {"type": "integer"}, "description": "Days of the month"}}}}}),
+        json!({"type": "function", "function": {"name": "search", "description": "Looks up the user's query & lists <results>.",
             "parameters": {"type": "object", "properties": {
                 "limit": {"type": "integer", "description": "How many"},
                 "query": {"type": "string", "description": "What to look for"},
@@ -183,15 +195,16 @@ fn sample_tools(count: usize) -> Vec<Json> {
 }
 
 fn sample_call(n: usize) -> ToolCall {
-    let arguments = match n % 4 {
+    let arguments = match n % 5 {
         0 => json!({"city": "Paris", "unit": "celsius"}),
         1 => json!({"a": 2, "b": 40}),
-        2 => json!({"limit": 5, "query": "Rust \"book\" <free> & more", "tags": ["a", "b"]}),
-        _ => json!({"city": "São Paulo"}),
+        2 => json!({"limit": 5, "query": "Rust \"book\" <free> & it's more", "tags": ["a", "b"]}),
+        3 => json!({"city": "L'Aquila"}),
+        _ => json!({"city": "São Paulo", "options": {"days": 2.5, "hours": [6, 18], "sky": true, "wind": null}}),
     };
     ToolCall {
         id: format!("call0000{}", n % 10),
-        name: ["get_weather", "add", "search", "get_weather"][n % 4].into(),
+        name: ["get_weather", "add", "search", "get_weather", "get_weather"][n % 5].into(),
         arguments: arguments.as_object().cloned().unwrap_or_default(),
     }
 }
@@ -244,8 +257,8 @@ pub fn held_out(scope: Scope, switch: bool) -> Vec<Conversation> {
             }
             for &think in thinks {
                 let counts: &[usize] = match (scope.tools, calls) {
-                    (true, true) => &[1, 3],
-                    (true, false) => &[0, 1, 2, 3],
+                    (true, true) => &[1, 4],
+                    (true, false) => &[0, 1, 2, 3, 4],
                     _ => &[0],
                 };
                 for &count in counts {

@@ -35,8 +35,13 @@ impl Default for JsonStyle {
 
 /// `json.dumps(value)` in the given style.
 pub fn json_dumps(value: &Value, style: &JsonStyle) -> String {
+    json_dumps_at(value, style, 0)
+}
+
+/// `json.dumps(value)` as it stands inside of other JSON, indented that many times.
+pub fn json_dumps_at(value: &Value, style: &JsonStyle, level: usize) -> String {
     let mut out = String::new();
-    write_json(&mut out, value, style, 0);
+    write_json(&mut out, value, style, level);
     out
 }
 

@@ -7,58 +7,80 @@ use super::parse::{Arg, Branch, Node, Pipe, Template};
 use super::value::Value;
 use crate::ollama::python::Date;
 
-/// Go allows 100,000 nested calls; a prompt template needs as many as the blanks that it trims.
+/// Go allows 100,000 nested calls; a prompt template needs as many as a text has bytes that it walks through.
+const MAX_CALLS: usize = 100_000;
+/// How many of them may wait for the end of one that they made in their middle.
 const MAX_DEPTH: usize = 400;
 /// Nodes that one execution may visit.
 const MAX_STEPS: usize = 20_000_000;
 
 pub(super) fn execute(template: &Template, data: &Value, today: Date) -> Result<String, GoError> {
-    let mut run =
-        Run { template, today, out: String::new(), variables: vec![("$".into(), data.clone())], depth: 0, steps: 0 };
-    run.list(&template.root, data)?;
-    Ok(run.out)
+    let variables = vec![("$".into(), data.clone())];
+    let mut run = Run { template, today, out: Vec::new(), variables, calls: 0, depth: 0, steps: 0 };
+    run.list(&template.root, data, false)?;
+    Ok(String::from_utf8_lossy(&run.out).into_owned())
 }
 
 struct Run<'a> {
     template: &'a Template,
     today: Date,
-    out: String,
+    /// Bytes: a template may print a character in pieces.
+    out: Vec<u8>,
     variables: Vec<(String, Value)>,
+    /// Calls that have not returned in Go.
+    calls: usize,
+    /// Those of them that have something left to do.
     depth: usize,
     steps: usize,
 }
 
 /// How a list of nodes ended.
 #[derive(PartialEq)]
-enum Flow {
+enum Flow<'a> {
     On,
     Break,
     Continue,
+    /// What is left to do is this call: made by a loop instead of by recursion, it takes no stack.
+    Call(&'a str, Value),
 }
 
 impl<'a> Run<'a> {
-    fn list(&mut self, nodes: &'a [Node], dot: &Value) -> Result<Flow, GoError> {
-        for node in nodes {
+    /// Runs nodes; `tail`: nothing comes behind them in their template.
+    fn list(&mut self, nodes: &'a [Node], dot: &Value, tail: bool) -> Result<Flow<'a>, GoError> {
+        for (n, node) in nodes.iter().enumerate() {
+            let tail = tail && n + 1 == nodes.len();
             self.steps += 1;
             if self.steps > MAX_STEPS {
                 return Err(GoError::exec("the template does not come to an end"));
             }
             match node {
-                Node::Text(text) => self.out.push_str(text),
+                Node::Text(text) => self.out.extend_from_slice(text.as_bytes()),
                 Node::Action(pipe) => {
                     let value = self.pipeline(pipe, dot)?;
                     if pipe.variables.is_empty() {
-                        self.out.push_str(&printed(&value));
+                        match &value {
+                            Value::Bytes(bytes) => self.out.extend_from_slice(bytes),
+                            other => self.out.extend_from_slice(printed(other).as_bytes()),
+                        }
                     }
                 }
                 Node::If(branch) | Node::With(branch) => {
-                    let flow = self.branch(branch, dot, matches!(node, Node::With(_)))?;
+                    let flow = self.branch(branch, dot, matches!(node, Node::With(_)), tail)?;
                     if flow != Flow::On {
                         return Ok(flow);
                     }
                 }
                 Node::Range(branch) => self.range(branch, dot)?,
-                Node::Call { name, data } => self.call(name, data.as_ref(), dot)?,
+                Node::Call { name, data } => {
+                    let value = match data {
+                        Some(pipe) => self.pipeline(pipe, dot)?,
+                        None => Value::Nil,
+                    };
+                    if tail {
+                        return Ok(Flow::Call(name, value));
+                    }
+                    self.call(name, value)?;
+                }
                 Node::Break => return Ok(Flow::Break),
                 Node::Continue => return Ok(Flow::Continue),
             }
@@ -66,13 +88,13 @@ impl<'a> Run<'a> {
         Ok(Flow::On)
     }
 
-    fn branch(&mut self, branch: &'a Branch, dot: &Value, with: bool) -> Result<Flow, GoError> {
+    fn branch(&mut self, branch: &'a Branch, dot: &Value, with: bool, tail: bool) -> Result<Flow<'a>, GoError> {
         let mark = self.variables.len();
         let value = self.pipeline(&branch.pipe, dot)?;
         let flow = if value.is_true() {
-            self.list(&branch.list, if with { &value } else { dot })?
+            self.list(&branch.list, if with { &value } else { dot }, tail)?
         } else if let Some(otherwise) = &branch.otherwise {
-            self.list(otherwise, dot)?
+            self.list(otherwise, dot, tail)?
         } else {
             Flow::On
         };
@@ -96,7 +118,7 @@ impl<'a> Run<'a> {
         };
         if items.is_empty() {
             if let Some(otherwise) = &branch.otherwise {
-                self.list(otherwise, dot)?;
+                self.list(otherwise, dot, false)?;
             }
             self.variables.truncate(mark);
             return Ok(());
@@ -116,7 +138,7 @@ impl<'a> Run<'a> {
                 }
                 _ => {}
             }
-            let flow = self.list(&branch.list, &item)?;
+            let flow = self.list(&branch.list, &item, false)?;
             self.variables.truncate(inner);
             if flow == Flow::Break {
                 break;
@@ -126,21 +148,28 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn call(&mut self, name: &str, data: Option<&'a Pipe>, dot: &Value) -> Result<(), GoError> {
-        let template = self.template;
-        let nodes =
-            template.defines.get(name).ok_or_else(|| GoError::exec(format!("template {name:?} not defined")))?;
-        let value = match data {
-            Some(pipe) => self.pipeline(pipe, dot)?,
-            None => Value::Nil,
-        };
+    fn call(&mut self, name: &'a str, value: Value) -> Result<(), GoError> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return Err(GoError::exec("exceeded the maximum depth of nested templates"));
         }
-        let outer = std::mem::replace(&mut self.variables, vec![("$".into(), value.clone())]);
-        self.list(nodes, &value)?;
+        let (template, before) = (self.template, self.calls);
+        let outer = std::mem::take(&mut self.variables);
+        let mut next = Some((name, value));
+        while let Some((name, value)) = next.take() {
+            self.calls += 1;
+            if self.calls > MAX_CALLS {
+                return Err(GoError::exec("exceeded the maximum depth of nested templates"));
+            }
+            let nodes =
+                template.defines.get(name).ok_or_else(|| GoError::exec(format!("template {name:?} not defined")))?;
+            self.variables = vec![("$".into(), value.clone())];
+            if let Flow::Call(name, value) = self.list(nodes, &value, true)? {
+                next = Some((name, value));
+            }
+        }
         self.variables = outer;
+        self.calls = before;
         self.depth -= 1;
         Ok(())
     }

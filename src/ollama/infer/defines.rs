@@ -1,7 +1,7 @@
 //! Named templates for what Go's functions lack: trimming, JSON as Python writes it, schemas, dates.
 
 use super::go_text::{GoText, quoted};
-use super::part::{Side, ToolPart, Trim};
+use super::part::{Side, ToolPart, Trim, ValueForms};
 use crate::ollama::python::JsonStyle;
 use crate::ollama::python::MONTHS;
 use std::collections::BTreeMap;
@@ -210,6 +210,10 @@ impl Defines {
         match part {
             ToolPart::Name => format!("{function}.Name"),
             ToolPart::Description => format!("{function}.Description"),
+            ToolPart::ReprDescription => {
+                self.repr_template();
+                format!("template \"repr\" {function}.Description")
+            }
             ToolPart::QuotedDescription => format!("printf \"%q\" {function}.Description"),
             ToolPart::Whole => {
                 let inner = self.schema("toolFunction", style, level + 1);
@@ -234,6 +238,102 @@ impl Defines {
                 format!("{name} {function}.Parameters.Properties")
             }
             ToolPart::Required => self.json(style, level, &format!("{function}.Parameters.Required")),
+        }
+    }
+
+    /// The action that prints the value of an argument that is no text.
+    pub(super) fn printed(&mut self, forms: &ValueForms, value: &str) -> String {
+        let mut action = |form: &Option<JsonStyle>, value: &str| match form {
+            Some(style) => self.json(style, 0, value),
+            None => self.repr(value),
+        };
+        let (list, map) = (action(&forms.list, "."), action(&forms.map, "."));
+        let yes = if forms.python_bool { "{{ if . }}True{{ else }}False{{ end }}" } else { "{{ . }}" };
+        let null = if forms.python_null { "None" } else { "null" };
+        let text = format!(
+            "{{{{- define \"value\" }}}}{{{{ $t := printf \"%T\" . }}}}\n\
+             {{{{- if eq $t \"[]interface {{}}\" }}}}{{{{ {list} }}}}\n\
+             {{{{- else if eq $t \"map[string]interface {{}}\" }}}}{{{{ {map} }}}}\n\
+             {{{{- else if eq $t \"bool\" }}}}{yes}\n\
+             {{{{- else if eq $t \"<nil>\" }}}}{null}\n\
+             {{{{- else }}}}{{{{ json . }}}}{{{{ end }}}}{{{{ end }}}}"
+        );
+        self.texts.insert("value".into(), text);
+        format!("template \"value\" {value}")
+    }
+
+    /// The action that prints a value as Python's `repr` does.
+    pub(super) fn repr(&mut self, value: &str) -> String {
+        self.repr_template();
+        format!("template \"repr\" {value}")
+    }
+
+    /// Defines Python's `repr`. A text is put into single quotes, unless it has some and no double ones. To find that
+    /// out, the text is walked through byte by byte with itself behind a NUL, so that it is still there at the end.
+    fn repr_template(&mut self) {
+        let byte = "slice . 0 1";
+        let search = |name: &str, quote: &str, found: &str, not_found: &str| {
+            format!(
+                "{{{{- define \"{name}\" }}}}{{{{ if eq ({byte}) \"\\x00\" }}}}{{{{ template \"{not_found}\" (slice . 1) }}}}\
+                 {{{{ else if eq ({byte}) {quote} }}}}{{{{ template \"{found}\" (slice . 1) }}}}\
+                 {{{{ else }}}}{{{{ template \"{name}\" (slice . 1) }}}}{{{{ end }}}}{{{{ end }}}}"
+            )
+        };
+        let skip = |name: &str, then: &str| {
+            format!(
+                "{{{{- define \"{name}\" }}}}{{{{ if eq ({byte}) \"\\x00\" }}}}{then}\
+                 {{{{ else }}}}{{{{ template \"{name}\" (slice . 1) }}}}{{{{ end }}}}{{{{ end }}}}"
+            )
+        };
+        let quoted = |name: &str, quote: &str| {
+            format!("{{{{- define \"{name}\" }}}}{quote}{{{{ template \"{name}Rest\" . }}}}{quote}{{{{ end }}}}")
+        };
+        let rest = |name: &str, quote: Option<&str>| {
+            let mut escapes: Vec<(&str, &str)> =
+                vec![("\"\\\\\"", r"\\"), ("\"\\n\"", r"\n"), ("\"\\r\"", r"\r"), ("\"\\t\"", r"\t")];
+            if quote.is_some() {
+                escapes.push(("\"'\"", r"\'"));
+            }
+            let cases: String =
+                escapes.iter().map(|(byte, text)| format!("{{{{ else if eq $b {byte} }}}}{text}")).collect();
+            let cases = cases.replacen("{{ else if", "{{ if", 1);
+            format!(
+                "{{{{- define \"{name}Rest\" }}}}{{{{ if . }}}}{{{{ $b := {byte} }}}}{cases}{{{{ else }}}}{{{{ $b }}}}{{{{ end }}}}\
+                 {{{{ template \"{name}Rest\" (slice . 1) }}}}{{{{ end }}}}{{{{ end }}}}"
+            )
+        };
+        let again = "{{ template \"reprDouble\" (printf \"%s\\x00%s\" (slice . 1) (slice . 1)) }}";
+        let single = "{{ template \"reprSingle\" (slice . 1) }}";
+        let items = |over: &str, key: &str| {
+            format!(
+                "{{{{ $s := \"\" }}}}{{{{ range {over} := . }}}}{{{{ $s }}}}{key}{{{{ template \"repr\" $v }}}}{{{{ $s = \", \" }}}}{{{{ end }}}}"
+            )
+        };
+        for (name, text) in [
+            (
+                "repr",
+                format!(
+                    "{{{{- define \"repr\" }}}}{{{{ $t := printf \"%T\" . }}}}\n\
+                     {{{{- if eq $t \"string\" }}}}{{{{ template \"reprText\" (printf \"%s\\x00%s\" . .) }}}}\n\
+                     {{{{- else if eq $t \"[]interface {{}}\" \"[]string\" }}}}[{}]\n\
+                     {{{{- else if eq $t \"map[string]interface {{}}\" }}}}{{{{ \"{{\" }}}}{}}}\n\
+                     {{{{- else if eq $t \"bool\" }}}}{{{{ if . }}}}True{{{{ else }}}}False{{{{ end }}}}\n\
+                     {{{{- else if eq $t \"<nil>\" }}}}None\n\
+                     {{{{- else }}}}{{{{ json . }}}}{{{{ end }}}}{{{{ end }}}}",
+                    items("$_, $v", ""),
+                    items("$k, $v", "{{ template \"repr\" $k }}: "),
+                ),
+            ),
+            ("reprText", search("reprText", "\"'\"", "reprAgain", "reprSingle")),
+            ("reprAgain", skip("reprAgain", again)),
+            ("reprDouble", search("reprDouble", "\"\\\"\"", "reprBack", "reprPlain")),
+            ("reprBack", skip("reprBack", single)),
+            ("reprSingle", quoted("reprSingle", "'")),
+            ("reprSingleRest", rest("reprSingle", Some("'"))),
+            ("reprPlain", quoted("reprPlain", "\"")),
+            ("reprPlainRest", rest("reprPlain", None)),
+        ] {
+            self.texts.insert(name.into(), text);
         }
     }
 

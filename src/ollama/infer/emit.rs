@@ -1,11 +1,12 @@
 //! The Go TEMPLATE of a model.
 
+use super::conditions::{Needs, condition};
 use super::defines::Defines;
 use super::go_text::{GoText, escape, quoted};
 use super::layout::{Layout, common, common_ending, without, without_ending};
-use super::learn::{Feature, Tree};
+use super::learn::Tree;
 use super::model::Model;
-use super::part::{Kind, Part, Trim};
+use super::part::{Counter, Kind, Part, Trim};
 use super::schema::TOOL_BLOCK;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,40 +22,6 @@ fn word(kind: Kind) -> &'static str {
         Kind::Later => "system",
         Kind::End => "end",
     }
-}
-
-/// The condition that tests a feature.
-fn condition(feature: Feature) -> &'static str {
-    match feature {
-        Feature::HasSystem => "$hasSystem",
-        Feature::HasTools => "$.Tools",
-        Feature::IsLast => "eq $i $last",
-        Feature::IsFirst => "eq $i $first",
-        Feature::AtMostSecond => "le $i $second",
-        Feature::IsLastUser => "eq $i $lastUser",
-        Feature::AfterLastUser => "gt $i $lastUser",
-        Feature::ThinkOn => "$.Think",
-        Feature::ThinkOff => "and $.IsThinkSet (not $.Think)",
-        Feature::ThisThinking => "$m.Thinking",
-        Feature::ThisCalls => "$m.ToolCalls",
-        Feature::ThisContent => "$m.Content",
-        Feature::ThisManyCalls => "gt (len $m.ToolCalls) 1",
-        Feature::BeforeThinking => "$beforeThinking",
-        Feature::BeforeCalls => "$beforeCalls",
-        Feature::BeforeContent => "$beforeContent",
-        Feature::LastIsTool => "eq $lastRole \"tool\"",
-        Feature::LastIsUser => "eq $lastRole \"user\"",
-        Feature::AnyTool => "$anyTool",
-    }
-}
-
-/// What the body needs to know about the conversation beforehand.
-#[derive(Default)]
-struct Needs {
-    features: BTreeSet<Feature>,
-    system: bool,
-    last: bool,
-    prev: bool,
 }
 
 struct Emitter<'a> {
@@ -82,98 +49,17 @@ pub(super) fn emit(model: &Model) -> Result<String, String> {
         program.write(&mut head, &mut emitter.defines);
     }
     emitter.defines.write(&mut head);
-    emitter.preamble(&mut head);
+    emitter.needs.preamble(&mut head);
     let head = head.finish();
     let gap = if !head.is_empty() && body.starts_with("{{-") { "\n" } else { "" };
     Ok(format!("{head}{gap}{body}"))
 }
 
 impl Emitter<'_> {
-    fn preamble(&self, out: &mut GoText) {
-        let has = |f: Feature| self.needs.features.contains(&f);
-        let has_system = has(Feature::HasSystem) || has(Feature::IsFirst) || has(Feature::AtMostSecond);
-        let last_user = has(Feature::IsLastUser) || has(Feature::AfterLastUser);
-        let last_role = has(Feature::LastIsTool) || has(Feature::LastIsUser);
-        let last = self.needs.last || has(Feature::IsLast);
-        if self.needs.system {
-            out.control("$system := \"\"");
-        }
-        if has(Feature::HasSystem) {
-            out.control("$hasSystem := false");
-        }
-        if has(Feature::IsFirst) {
-            out.control("$first := 0");
-        }
-        if has(Feature::AtMostSecond) {
-            out.control("$second := 1");
-        }
-        if last_user {
-            out.control("$lastUser := -1");
-        }
-        if last {
-            out.control("$last := -1");
-        }
-        if last_role {
-            out.control("$lastRole := \"\"");
-        }
-        if has(Feature::AnyTool) {
-            out.control("$anyTool := false");
-        }
-        if !(self.needs.system || has_system || last_user || last || last_role || has(Feature::AnyTool)) {
-            return;
-        }
-        out.control("range $i, $m := .Messages");
-        if self.needs.system || has_system {
-            out.control("if and (eq $i 0) (eq .Role \"system\")");
-            if self.needs.system {
-                out.control("$system = .Content");
-            }
-            if has(Feature::HasSystem) {
-                out.control("$hasSystem = true");
-            }
-            if has(Feature::IsFirst) {
-                out.control("$first = 1");
-            }
-            if has(Feature::AtMostSecond) {
-                out.control("$second = 2");
-            }
-            out.control("end");
-        }
-        if last_user {
-            out.control("if eq .Role \"user\"");
-            out.control("$lastUser = $i");
-            out.control("end");
-        }
-        if has(Feature::AnyTool) {
-            out.control("if eq .Role \"tool\"");
-            out.control("$anyTool = true");
-            out.control("end");
-        }
-        if last {
-            out.control("$last = $i");
-        }
-        if last_role {
-            out.control("$lastRole = .Role");
-        }
-        out.control("end");
-    }
-
     fn body(&mut self, out: &mut GoText) -> Result<(), String> {
         let shown: BTreeSet<Kind> = self.layout.between.keys().map(|p| p.1).collect();
-        let before = [
-            (Feature::BeforeThinking, "$beforeThinking", "$m.Thinking"),
-            (Feature::BeforeCalls, "$beforeCalls", "$m.ToolCalls"),
-            (Feature::BeforeContent, "$beforeContent", "$m.Content"),
-        ];
         let hoisted = self.hoist(out)?;
-        if self.needs.prev {
-            out.control("$prev := \"\"");
-        }
-        for (feature, name, _) in before {
-            if self.needs.features.contains(&feature) {
-                out.control(&format!("{name} := false"));
-            }
-        }
+        self.needs.declare(out);
         out.control("range $i, $m := .Messages");
         let mut first = true;
         let mut branch = |out: &mut GoText, test: &str| {
@@ -205,16 +91,12 @@ impl Emitter<'_> {
         if shown.contains(&Kind::Result) {
             branch(out, "eq .Role \"tool\"");
             self.element(out, Kind::Result, hoisted)?;
-        }
-        out.control("end");
-        for (feature, name, value) in before {
-            if self.needs.features.contains(&feature) {
-                out.control(&format!("{name} = false"));
-                out.control(&format!("if {value}"));
-                out.control(&format!("{name} = true"));
-                out.control("end");
+            if self.needs.results {
+                out.control("$results = printf \"%sx\" $results");
             }
         }
+        out.control("end");
+        self.needs.update(out);
         out.control("end");
         self.between(out, Kind::End, hoisted)
     }
@@ -365,7 +247,16 @@ impl Emitter<'_> {
             out.control("end");
         }
         out.control("if .ToolCalls");
-        out.control("range $n, $call := .ToolCalls");
+        out.control(if self.model.first_call_only {
+            "range $n, $call := slice .ToolCalls 0 1"
+        } else {
+            "range $n, $call := .ToolCalls"
+        });
+        if self.needs.called_name {
+            out.control("if not $n");
+            out.control("$calledName = $call.Function.Name");
+            out.control("end");
+        }
         if let Some(again) = again.filter(|t| !empty(t)) {
             out.control("if $n");
             self.tree(out, &again)?;
@@ -375,6 +266,9 @@ impl Emitter<'_> {
         let call = self.model.call.clone();
         self.parts(out, &call)?;
         self.parts(out, &ending)?;
+        if self.needs.calls {
+            out.control("$calls = printf \"%sx\" $calls");
+        }
         out.control("end");
         if self.needs.prev {
             out.control("$prev = \"call\"");
@@ -511,6 +405,35 @@ impl Emitter<'_> {
                 }
                 Part::ResultName => out.print("$m.ToolName"),
                 Part::ResultId => out.print("$m.ToolCallID"),
+                Part::FirstCallName => {
+                    self.needs.called_name = true;
+                    out.print("$calledName");
+                }
+                Part::Number(counter) => {
+                    let from = match counter {
+                        Counter::Calls(from) => {
+                            self.needs.calls = true;
+                            ("$calls", from)
+                        }
+                        Counter::Results(from) => {
+                            self.needs.results = true;
+                            ("$results", from)
+                        }
+                        Counter::CallsOfMessage(0) => {
+                            out.print("$n");
+                            continue;
+                        }
+                        // text/template cannot add, but this many bytes of the list's text would be one more.
+                        Counter::CallsOfMessage(_) => {
+                            out.print("len (printf \"%*sx\" $n \"\")");
+                            continue;
+                        }
+                    };
+                    match from {
+                        (name, 0) => out.print(&format!("len {name}")),
+                        (name, _) => out.print(&format!("len (printf \"%sx\" {name})")),
+                    }
+                }
                 Part::CallName => out.print("$call.Function.Name"),
                 Part::CallId => out.print("$call.ID"),
                 Part::Arguments(style, level) => {
@@ -541,6 +464,10 @@ impl Emitter<'_> {
                 }
                 Part::Key => out.print("$key"),
                 Part::Value(None) => out.print("$value"),
+                Part::Printed(forms) => {
+                    let action = self.defines.printed(forms, "$value");
+                    out.print(&action);
+                }
                 Part::Value(Some(style)) => {
                     let action = self.defines.json(style, 0, "$value");
                     out.print(&action);

@@ -44,6 +44,14 @@ pub(super) enum Feature {
     AnyTool,
     /// This message is at most the second, a system prompt not counted.
     AtMostSecond,
+    /// The message before the one before is a tool's result.
+    SecondBeforeTool,
+    /// Some message before this one is a tool's result.
+    ToolBefore,
+    /// An answer without calls comes behind this message.
+    AnswerFollows,
+    /// This message's text ends with a line break.
+    EndsLine,
 }
 
 /// All features, those preferred first that are about the whole conversation.
@@ -67,6 +75,10 @@ pub(super) const FEATURES: &[Feature] = &[
     Feature::AnyTool,
     Feature::AtMostSecond,
     Feature::ThisManyCalls,
+    Feature::SecondBeforeTool,
+    Feature::ToolBefore,
+    Feature::AnswerFollows,
+    Feature::EndsLine,
 ];
 
 impl Feature {
@@ -123,6 +135,12 @@ pub(super) fn facts(conversation: &Conversation, at: usize) -> Facts {
     set(Feature::BeforeContent, before.is_some_and(|m| !m.content.is_empty()));
     set(Feature::LastIsTool, last == Some(Role::Tool));
     set(Feature::LastIsUser, last == Some(Role::User));
+    let is_tool = |m: &crate::ollama::chat::Message| m.role == Role::Tool;
+    let answers = |m: &crate::ollama::chat::Message| m.role == Role::Assistant && m.tool_calls.is_empty();
+    set(Feature::SecondBeforeTool, at.checked_sub(2).and_then(|b| messages.get(b)).is_some_and(is_tool));
+    set(Feature::ToolBefore, messages[..at].iter().any(is_tool));
+    set(Feature::AnswerFollows, messages.iter().skip(at + 1).any(answers));
+    set(Feature::EndsLine, this.is_some_and(|m| m.content.ends_with('\n')));
     set(Feature::AnyTool, messages.iter().any(|m| m.role == Role::Tool));
     bits
 }
@@ -333,11 +351,14 @@ mod tests {
             (bit(Feature::IsLast), "b"),
             (0, "c"),
         ];
-        let tree = learn(&samples).unwrap();
+        let tree: Tree<&str> = learn(&samples).unwrap();
         for (facts, label) in &samples {
             assert_eq!(tree.decide(*facts), label);
         }
         assert_eq!(tree.leaves().len(), 3);
-        assert!(learn(&[(0, 1), (0, 2)]).is_none());
+        assert!(learn::<i32, Feature>(&[(0, 1), (0, 2)]).is_none());
+        assert!(learn_greedily::<i32, Feature>(&[(0, 1), (0, 2)]).is_none());
+        let greedy: Tree<&str> = learn_greedily(&samples).unwrap();
+        assert!(samples.iter().all(|(facts, label)| greedy.decide(*facts) == label));
     }
 }

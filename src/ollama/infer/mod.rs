@@ -6,12 +6,14 @@
 //! TEMPLATE. Whether that is right is not this module's claim: [`super::proof`] tests it on other conversations.
 
 mod calls;
+mod conditions;
 mod defines;
 mod emit;
 mod go_text;
 mod layout;
 mod learn;
 mod model;
+mod number;
 mod observe;
 mod part;
 mod probe;
@@ -22,10 +24,11 @@ mod tools;
 pub use probe::Scope;
 
 use super::chat::{Conversation, Dialect};
-use super::jinja::{ChatTemplate, JinjaError};
+use super::jinja::{ChatTemplate, JinjaError, JsonView};
 use calls::CallForm;
 use observe::observe;
 use probe::{probes, single};
+use schema::ToolProgram;
 
 /// What a template can do, found out by trying.
 #[derive(Clone, Debug, Default)]
@@ -119,36 +122,40 @@ impl Abilities {
     }
 }
 
-/// Infers a TEMPLATE for one scope.
-///
-/// # Errors
-/// What of the template could not be explained or expressed, in words for the report.
-pub fn infer(template: &ChatTemplate, abilities: &Abilities, scope: Scope) -> Result<String, String> {
+/// Infers TEMPLATEs for one scope, each from another view of what the template prints; the first that is proven is
+/// to be taken. In the place of one: what of the template could not be explained or expressed, in words for the report.
+pub fn candidates<'t>(
+    template: &'t ChatTemplate,
+    abilities: &'t Abilities,
+    scope: Scope,
+) -> impl Iterator<Item = Result<String, String>> + 't {
+    let views: &[JsonView] = match (scope.tools, abilities.dialect.arguments_as_text) {
+        (false, _) => &[JsonView::Mark],
+        (true, false) => &[JsonView::Mark, JsonView::Text],
+        (true, true) => &[JsonView::Text, JsonView::Mark],
+    };
+    views.iter().map(move |view| infer(template, abilities, scope, *view))
+}
+
+fn infer(template: &ChatTemplate, abilities: &Abilities, scope: Scope, view: JsonView) -> Result<String, String> {
     let mut dialect = abilities.dialect.clone();
     if !scope.thinking {
         dialect.think_switch = None;
         dialect.thinking_key = None;
     }
-    let mut form = CallForm { name: true, id: false };
+    let (mut form, mut program) = (CallForm::default(), None);
     if scope.tools {
-        let two = single("U C2 T T", false, 2, None);
-        let one = single("U C1 T", false, 2, None);
-        for conversation in [two, one] {
-            if let Ok((text, hooks)) = template.observe(&conversation, &dialect) {
-                form = CallForm::discover(&text, &hooks, &conversation);
-                break;
-            }
-        }
+        form = CallForm::discover(template, &dialect, view);
+        program = ToolProgram::learn(template, &dialect, view).map_err(|e| e.0)?;
     }
-    let program = if scope.tools { schema::ToolProgram::learn(template, &dialect).map_err(|e| e.0)? } else { None };
     let mut observations = Vec::new();
     for probe in probes(scope, dialect.think_switch.is_some()) {
         // What the Jinja refuses is outside of the domain.
-        let Ok((text, hooks)) = template.observe(&probe.conversation, &dialect) else {
+        let Ok((text, hooks)) = template.observe(&probe.conversation, &dialect, view) else {
             continue;
         };
         let expected = abilities.expected(template, &text);
-        observations.push(observe(&probe, expected, &hooks, form, program.as_ref()).map_err(|e| e.0)?);
+        observations.push(observe(&probe, expected, (&hooks, view), &form, program.as_ref()).map_err(|e| e.0)?);
     }
     let model = model::Model::learn(&observations, program)?;
     emit::emit(&model)

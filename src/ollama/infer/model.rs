@@ -1,6 +1,7 @@
 //! The model of a template: which elements it shows, how, and the text between any two of them.
 
 use super::learn::{Facts, Tree, learn};
+use super::number::{Place, number};
 use super::observe::Observation;
 use super::part::{Kind, Part, Trim};
 use super::schema::ToolProgram;
@@ -20,6 +21,8 @@ pub(super) struct Model {
     pub(super) trims: BTreeMap<Kind, Tree<Trim>>,
     /// What is written for a call.
     pub(super) call: Vec<Part>,
+    /// Of several calls of a message, only the first is shown.
+    pub(super) first_call_only: bool,
     /// How tools are written, if they are written field by field.
     pub(super) program: Option<ToolProgram>,
 }
@@ -29,20 +32,32 @@ impl Model {
     pub(super) fn learn(observations: &[Observation], program: Option<ToolProgram>) -> Result<Self, String> {
         let system_trim = one_system_trim(observations)?;
         let separators = tool_separators(observations);
+        let numbered = number(observations);
+        let own_names = observations.iter().all(|o| o.references.own);
+        if !own_names && !observations.iter().all(|o| o.references.first_of_last) {
+            return Err("a result names another call than its own".into());
+        }
+        let only: Vec<bool> = observations.iter().filter_map(|o| o.first_call_only).collect();
+        let first_call_only = only.contains(&true);
+        if first_call_only && only.contains(&false) {
+            return Err("only some calls of some messages are printed".into());
+        }
         let mut gaps: BTreeMap<(Kind, Kind), Samples<Vec<Part>>> = BTreeMap::new();
         let mut visible: BTreeMap<Kind, Samples<bool>> = BTreeMap::new();
         let mut trims: BTreeMap<Kind, Samples<Trim>> = BTreeMap::new();
         let mut call: Option<Vec<Part>> = None;
-        for observation in observations {
-            for gap in &observation.gaps {
-                let parts = gap
-                    .parts
+        for (o, observation) in observations.iter().enumerate() {
+            for (g, gap) in observation.gaps.iter().enumerate() {
+                let parts = numbered
+                    .get(&(o, Place::Gap(g)))
+                    .unwrap_or(&gap.parts)
                     .iter()
                     .map(|part| match part {
                         Part::System(_) => Part::System(system_trim.clone()),
                         Part::ToolLoop(body, separator) if separator == "\u{1}" => {
                             Part::ToolLoop(body.clone(), separators.get(body).cloned().unwrap_or_default())
                         }
+                        Part::ResultName if !own_names => Part::FirstCallName,
                         other => other.clone(),
                     })
                     .collect();
@@ -51,15 +66,16 @@ impl Model {
             for (kind, facts, shown) in &observation.visible {
                 visible.entry(*kind).or_default().push((*facts, *shown));
             }
-            for seen in &observation.seen {
+            for (n, seen) in observation.seen.iter().enumerate() {
                 if let Some(trim) = &seen.trim {
                     let facts = observation.facts_of(seen.message);
                     trims.entry(seen.kind).or_default().push((facts, trim.clone()));
                 }
                 if seen.kind == Kind::Call {
+                    let parts = numbered.get(&(o, Place::Call(n))).unwrap_or(&seen.call);
                     call = Some(match call.take() {
-                        None => seen.call.clone(),
-                        Some(known) => merge_calls(known, &seen.call)?,
+                        None => parts.clone(),
+                        Some(known) => merge_calls(known, parts)?,
                     });
                 }
             }
@@ -69,6 +85,7 @@ impl Model {
             visible: BTreeMap::new(),
             trims: BTreeMap::new(),
             call: call.unwrap_or_default(),
+            first_call_only,
             program,
         };
         for (pair, samples) in gaps {

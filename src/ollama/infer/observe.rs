@@ -2,13 +2,13 @@
 
 use super::calls::{CallForm, call_parts};
 use super::learn::{Facts, facts};
-use super::part::{Kind, Part, Side, Trim};
+use super::part::{Counter, Kind, Part, Side, Trim};
 use super::probe::{PAD_LEFT, PAD_LEFT_INNER, PAD_RIGHT, PAD_RIGHT_INNER, Probe};
 use super::schema::ToolProgram;
 use super::tokens::{Token, Unexplained, tokens, unexplained};
 use super::tools::fold_tools;
 use crate::ollama::chat::{Conversation, Role};
-use crate::ollama::jinja::Hooked;
+use crate::ollama::jinja::{Hooked, JsonView};
 
 /// An element that was seen.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Seen {
     pub(super) trim: Option<Trim>,
     /// What is printed for a call.
     pub(super) call: Vec<Part>,
+    /// Where a call stands among all.
+    pub(super) counts: Counts,
 }
 
 /// The text between two neighbouring elements.
@@ -34,6 +36,30 @@ pub(super) struct Gap {
     pub(super) facts: Facts,
     /// The text.
     pub(super) parts: Vec<Part>,
+    /// How many calls and results came before the element behind, in the conversation.
+    pub(super) counts: Counts,
+}
+
+/// The place of a call or a result among all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// Calls before it.
+    pub(super) calls: usize,
+    /// Calls of the same message before it.
+    pub(super) calls_of_message: usize,
+    /// Results before it.
+    pub(super) results: usize,
+}
+
+impl Counts {
+    /// What a counter shows here.
+    pub(super) fn value(&self, counter: Counter) -> usize {
+        match counter {
+            Counter::Calls(from) => self.calls + from,
+            Counter::CallsOfMessage(from) => self.calls_of_message + from,
+            Counter::Results(from) => self.results + from,
+        }
+    }
 }
 
 /// All that one probe shows.
@@ -49,6 +75,25 @@ pub(super) struct Observation {
     pub(super) system_trim: Option<Trim>,
     /// Facts at every message.
     pub(super) facts: Vec<Facts>,
+    /// Whether of several calls of a message only the first is shown; `None` where no message has several.
+    pub(super) first_call_only: Option<bool>,
+    /// What the names and identifiers in front of results can be.
+    pub(super) references: References,
+}
+
+/// What a call is to the result that names it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct References {
+    /// The call that the result answers.
+    pub(super) own: bool,
+    /// The first call of the last message with calls.
+    pub(super) first_of_last: bool,
+}
+
+impl Default for References {
+    fn default() -> Self {
+        Self { own: true, first_of_last: true }
+    }
 }
 
 impl Observation {
@@ -62,12 +107,15 @@ impl Observation {
 pub(super) fn observe(
     probe: &Probe,
     text: &str,
-    hooks: &[Hooked],
-    form: CallForm,
+    (hooks, view): (&[Hooked], JsonView),
+    form: &CallForm,
     program: Option<&ToolProgram>,
 ) -> Result<Observation, Unexplained> {
     let conversation = &probe.conversation;
-    let list = tokens(text, hooks, conversation)?;
+    let mut list = tokens(text, hooks, view, conversation)?;
+    if let Some(program) = program {
+        list = program.prepare(list);
+    }
     let mut out = Observation::default();
     let mut gap: Vec<Part> = Vec::new();
     let mut before = Kind::Start;
@@ -76,24 +124,31 @@ pub(super) fn observe(
     let mut at = 0;
     let mut last_place = (0, 0); // message and place in it; elements must come in the conversation's order
     let mut gaps = Vec::new();
-    let mut finish_gap = |gap: &mut Vec<Part>, before: &mut Kind, behind: Kind, message: usize| {
+    let counts = |message: usize, call: usize| Counts {
+        calls: call,
+        calls_of_message: call_owner[..call].iter().filter(|m| **m == message).count(),
+        results: conversation.messages[..message].iter().filter(|m| m.role == Role::Tool).count(),
+    };
+    let mut next_call = 0; // the first that is not printed yet
+    let mut finish_gap = |gap: &mut Vec<Part>, before: &mut Kind, behind: Kind, message: usize, call: usize| {
         let parts = fold_tools(std::mem::take(gap))?;
-        gaps.push(Gap { before: *before, behind, facts: facts(conversation, message), parts });
+        let counts = counts(message, call);
+        gaps.push(Gap { before: *before, behind, facts: facts(conversation, message), parts, counts });
         *before = behind;
         Ok::<(), Unexplained>(())
     };
     let mut seen: Vec<Seen> = Vec::new();
     let mut pending_results: Vec<usize> = Vec::new();
     let mut system_trim = None;
-    let mut of_tools = String::new(); // text that the tools end with
+    let mut ending = String::new(); // text that belongs to what came before
     while at < list.len() {
         let token = &list[at];
         if let Some(program) = program
             && matches!(token, Token::Tool(..) | Token::Property(..))
         {
-            let (used, ending) = program.extent(&list[at..], &conversation.tools)?;
+            let (used, text) = program.extent(&list[at..], &conversation.tools)?;
             gap.push(Part::ToolBlock);
-            of_tools = ending;
+            ending = text;
             at += used;
             continue;
         }
@@ -101,8 +156,8 @@ pub(super) fn observe(
         match token {
             Token::Property(..) => return unexplained("the schema of tools is written field by field"),
             Token::Lit(text) => {
-                let Some(mut text) = text.strip_prefix(&*std::mem::take(&mut of_tools)) else {
-                    return unexplained("the text behind the tools varies");
+                let Some(mut text) = text.strip_prefix(&*std::mem::take(&mut ending)) else {
+                    return unexplained("the text behind tools or arguments varies");
                 };
                 if probe.padded {
                     // Pads belong to the contents beside them.
@@ -145,14 +200,15 @@ pub(super) fn observe(
                 }
                 last_place = (message, place);
                 if kind == Kind::Result {
-                    resolve_results(&mut pending_results, conversation, message)?;
+                    out.references.check(&mut pending_results, conversation, message)?;
                 }
-                finish_gap(&mut gap, &mut before, kind, message)?;
+                finish_gap(&mut gap, &mut before, kind, message, next_call)?;
                 seen.push(Seen {
                     kind,
                     message,
                     trim: pads.map(|(left, right)| Trim { left, right, json }),
                     call: Vec::new(),
+                    counts: Counts::default(),
                 });
             }
             Token::CallName(_) | Token::CallId(_) | Token::Arguments(..) | Token::Key(_) | Token::Value(..) => {
@@ -166,8 +222,7 @@ pub(super) fn observe(
                 let Some(n) = number else {
                     return unexplained("an argument's name stands alone");
                 };
-                let done = seen.iter().filter(|s| s.kind == Kind::Call).count();
-                if n < done {
+                if n < next_call {
                     // A reference to an earlier call: it belongs to the result that follows.
                     gap.push(match token {
                         Token::CallName(_) => Part::ResultName,
@@ -178,7 +233,8 @@ pub(super) fn observe(
                     at += 1;
                     continue;
                 }
-                if n > done {
+                // Calls that are left out: later ones of messages of which the first is printed.
+                if (next_call..n).any(|left| left == 0 || call_owner[left] != call_owner[left - 1]) {
                     return unexplained("calls are printed out of order");
                 }
                 let message = call_owner.get(n).copied().unwrap_or(0);
@@ -186,10 +242,12 @@ pub(super) fn observe(
                     return unexplained("a call is printed before the text of its message");
                 }
                 last_place = (message, 2 + n);
-                let (parts, used) = call_parts(&list[at..], n, form, conversation)?;
-                finish_gap(&mut gap, &mut before, Kind::Call, message)?;
-                seen.push(Seen { kind: Kind::Call, message, trim: None, call: parts });
-                at += used;
+                let call = call_parts(&list[at..], n, form, conversation)?;
+                finish_gap(&mut gap, &mut before, Kind::Call, message, n)?;
+                seen.push(Seen { kind: Kind::Call, message, trim: None, call: call.parts, counts: counts(message, n) });
+                next_call = n + 1;
+                ending = call.closing;
+                at += call.used;
                 continue;
             }
         }
@@ -198,7 +256,7 @@ pub(super) fn observe(
     if !pending_results.is_empty() {
         return unexplained("a result's call is named where no result follows");
     }
-    finish_gap(&mut gap, &mut before, Kind::End, conversation.messages.len())?;
+    finish_gap(&mut gap, &mut before, Kind::End, conversation.messages.len(), next_call)?;
     out.gaps = gaps;
     for (i, m) in conversation.messages.iter().enumerate() {
         let here = |kind: Kind| seen.iter().any(|s| s.kind == kind && s.message == i);
@@ -217,8 +275,12 @@ pub(super) fn observe(
                 }
                 let shown = seen.iter().filter(|s| s.kind == Kind::Call && s.message == i).count();
                 if !m.tool_calls.is_empty() {
-                    if shown != 0 && shown != m.tool_calls.len() {
-                        return unexplained("only some calls of a message are printed");
+                    if shown > 0 && m.tool_calls.len() > 1 {
+                        let only_first = shown == 1;
+                        if !only_first && shown < m.tool_calls.len() || out.first_call_only == Some(!only_first) {
+                            return unexplained("only some calls of a message are printed");
+                        }
+                        out.first_call_only = Some(only_first);
                     }
                     out.visible.push((Kind::Call, f, shown > 0));
                 }
@@ -261,11 +323,22 @@ fn pad_state(list: &[Token], at: usize, padded: bool) -> Option<(Side, Side)> {
     ))
 }
 
-/// Checks that references to calls in front of a result mean the call that it answers.
-fn resolve_results(pending: &mut Vec<usize>, conversation: &Conversation, message: usize) -> Result<(), Unexplained> {
-    let nth = conversation.messages[..message].iter().filter(|m| m.role == Role::Tool).count();
-    if pending.drain(..).any(|n| n != nth) {
-        return unexplained("a result names another call than its own");
+impl References {
+    /// Checks the references to calls that stand in front of a result.
+    fn check(
+        &mut self,
+        pending: &mut Vec<usize>,
+        conversation: &Conversation,
+        message: usize,
+    ) -> Result<(), Unexplained> {
+        let before = &conversation.messages[..message];
+        let own = before.iter().filter(|m| m.role == Role::Tool).count();
+        let last = before.iter().rposition(|m| !m.tool_calls.is_empty()).unwrap_or(0);
+        let first_of_last: usize = before[..last].iter().map(|m| m.tool_calls.len()).sum();
+        for n in pending.drain(..) {
+            self.own &= n == own;
+            self.first_of_last &= n == first_of_last;
+        }
+        if self.own || self.first_of_last { Ok(()) } else { unexplained("a result names another call than its own") }
     }
-    Ok(())
 }

@@ -36,6 +36,8 @@ pub(super) enum ToolPart {
     Description,
     /// The function's description as a JSON string.
     QuotedDescription,
+    /// The function's description as Python's `repr`.
+    ReprDescription,
     /// The function's parameters.
     Parameters,
     /// The parameters' properties.
@@ -53,6 +55,8 @@ pub(super) enum PropertyPart {
     Description,
     /// Its description as a JSON string.
     QuotedDescription,
+    /// Its description as Python's `repr`.
+    ReprDescription,
     /// The whole object, at this depth of indentation.
     Whole(JsonStyle, usize),
     /// The type of an array's items.
@@ -84,6 +88,10 @@ pub(super) enum Part {
     ResultName,
     /// The answered call's identifier.
     ResultId,
+    /// The name of the first call of the last message with calls.
+    FirstCallName,
+    /// A number that counts calls or results.
+    Number(Counter),
     /// Inside a call: its name.
     CallName,
     /// Inside a call: its identifier.
@@ -96,6 +104,32 @@ pub(super) enum Part {
     Key,
     /// Inside a loop over arguments: the value, as text or as JSON.
     Value(Option<JsonStyle>),
+    /// Inside a loop over arguments: the value, printed as the template prints values of its type.
+    Printed(ValueForms),
+}
+
+/// How values other than texts and numbers are printed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ValueForms {
+    /// Lists: JSON in a style, or `None` for Python's `repr`.
+    pub(super) list: Option<JsonStyle>,
+    /// Dictionaries: JSON in a style, or `None` for Python's `repr`.
+    pub(super) map: Option<JsonStyle>,
+    /// Booleans are printed as Python does, `True`.
+    pub(super) python_bool: bool,
+    /// The null value is printed as Python does, `None`.
+    pub(super) python_null: bool,
+}
+
+/// What a printed number counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Counter {
+    /// Calls of the conversation, from 0 or from 1.
+    Calls(usize),
+    /// Calls of the message, from 0 or from 1.
+    CallsOfMessage(usize),
+    /// Results of the conversation, from 0 or from 1.
+    Results(usize),
 }
 
 /// What is trimmed on one side.

@@ -232,3 +232,12 @@ pub(super) fn probes(scope: Scope, switch: bool) -> Vec<Probe> {
 pub(super) fn single(shape: &str, system: bool, tool_count: usize, think: Option<bool>) -> Conversation {
     conversation(shape, system, tools(tool_count), think, false)
 }
+
+/// A conversation with one call of two tools on offer, with these arguments.
+pub(super) fn with_arguments(arguments: &[(&str, Json)]) -> Conversation {
+    let mut out = single("U C1 T", false, 2, None);
+    for call in out.messages.iter_mut().flat_map(|m| &mut m.tool_calls) {
+        call.arguments = arguments.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    }
+    out
+}

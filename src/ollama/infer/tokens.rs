@@ -2,8 +2,8 @@
 
 use super::part::{PropertyPart, ToolPart};
 use crate::ollama::chat::Conversation;
-use crate::ollama::jinja::Hooked;
-use crate::ollama::python::{JsonStyle, json_dumps};
+use crate::ollama::jinja::{HOOK_END, HOOK_START, Hooked, JsonView};
+use crate::ollama::python::{JsonStyle, json_dumps, json_dumps_at};
 use serde_json::Value as Json;
 use std::sync::LazyLock;
 
@@ -41,7 +41,86 @@ static SENTINEL: LazyLock<Option<regex::Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-pub(super) fn tokens(text: &str, hooks: &[Hooked], conversation: &Conversation) -> Result<Vec<Token>, Unexplained> {
+/// The tokens of an observed text. Where a template printed JSON through a hook, what is known of the conversation is
+/// found in the hooked value, or, if the text has the JSON itself, in the text.
+pub(super) fn tokens(
+    text: &str,
+    hooks: &[Hooked],
+    view: JsonView,
+    conversation: &Conversation,
+) -> Result<Vec<Token>, Unexplained> {
+    if view == JsonView::Mark {
+        return marked_tokens(text, hooks, &[], conversation);
+    }
+    let known = known_texts(hooks, conversation);
+    let mut marked = String::new();
+    let mut rest = text;
+    'text: while let Some(c) = rest.chars().next() {
+        for (n, (json, _)) in known.iter().enumerate() {
+            if let Some(behind) = rest.strip_prefix(json.as_str()) {
+                marked.push_str(&format!("{HOOK_START}{}{HOOK_END}", hooks.len() + n));
+                rest = behind;
+                continue 'text;
+            }
+        }
+        marked.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    let tokens: Vec<Token> = known.into_iter().map(|(_, token)| token).collect();
+    marked_tokens(&marked, hooks, &tokens, conversation)
+}
+
+/// Deepest indentation at which known JSON is looked for.
+const DEEPEST: usize = 4;
+
+/// What of the conversation can stand in a text as JSON, in the styles that the template used, longest first.
+fn known_texts(hooks: &[Hooked], conversation: &Conversation) -> Vec<(String, Token)> {
+    let mut styles = vec![JsonStyle::default()];
+    for hook in hooks {
+        if let Hooked::Json { style, .. } = hook
+            && !styles.contains(style)
+        {
+            styles.push(style.clone());
+        }
+    }
+    let mut out: Vec<(String, Token)> = Vec::new();
+    for style in &styles {
+        for level in 0..=if style.indent.is_some() { DEEPEST } else { 0 } {
+            let mut add = |value: &Json, token: Token| {
+                let value = minijinja::Value::from_serialize(value);
+                out.push((json_dumps_at(&value, style, level), token));
+            };
+            if !conversation.tools.is_empty() {
+                add(&Json::from(conversation.tools.clone()), Token::Tools(style.clone(), level));
+            }
+            for (n, tool) in conversation.tools.iter().enumerate() {
+                let function = &tool["function"];
+                for (part, value) in [
+                    (ToolPart::Whole, tool),
+                    (ToolPart::Function, function),
+                    (ToolPart::Parameters, &function["parameters"]),
+                    (ToolPart::QuotedDescription, &function["description"]),
+                ] {
+                    add(value, Token::Tool(n, part, style.clone(), level));
+                }
+            }
+            for (n, call) in conversation.messages.iter().flat_map(|m| &m.tool_calls).enumerate() {
+                add(&Json::Object(call.arguments.clone()), Token::Arguments(n, style.clone(), level));
+            }
+        }
+    }
+    out.sort_by(|a, b| b.0.len().cmp(&a.0.len()));
+    out.dedup_by(|a, b| a.0 == b.0);
+    out
+}
+
+/// The tokens of a text with marks: numbers below that of the hooks are theirs, the others those of `known`.
+fn marked_tokens(
+    text: &str,
+    hooks: &[Hooked],
+    known: &[Token],
+    conversation: &Conversation,
+) -> Result<Vec<Token>, Unexplained> {
     let Some(re) = SENTINEL.as_ref() else {
         return unexplained("no pattern");
     };
@@ -82,7 +161,10 @@ pub(super) fn tokens(text: &str, hooks: &[Hooked], conversation: &Conversation) 
                     };
                     describe(&mut out, &json, style, 0, conversation);
                 }
-                None => return unexplained("a mark that stands for nothing"),
+                None => match n.checked_sub(hooks.len()).and_then(|n| known.get(n)) {
+                    Some(token) => out.push(token.clone()),
+                    None => return unexplained("a mark that stands for nothing"),
+                },
             }
             continue;
         } else if let (Some(n), Some(k)) = (number("ptool"), letter("pdesc")) {
@@ -150,7 +232,7 @@ fn describe(out: &mut Vec<Token>, value: &Json, style: &JsonStyle, level: usize,
                 None => {
                     // A name, an identifier or a text of the template's own: quoted, and searched for sentinels.
                     let quoted = json_dumps(&minijinja::Value::from(s.as_str()), style);
-                    match tokens(&quoted, &[], conversation) {
+                    match marked_tokens(&quoted, &[], &[], conversation) {
                         Ok(list) => {
                             for token in list {
                                 match token {

@@ -132,6 +132,7 @@ fn written(out: &mut GoText, defines: &mut Defines, written: &Written) {
             let action = match part {
                 PropertyPart::Name => "$name".to_owned(),
                 PropertyPart::Description => "$property.Description".to_owned(),
+                PropertyPart::ReprDescription => defines.repr("$property.Description"),
                 PropertyPart::QuotedDescription => "printf \"%q\" $property.Description".to_owned(),
                 PropertyPart::Whole(style, level) => defines.property(style, *level, "$property"),
                 PropertyPart::Items(style, level) => defines.json(style, *level, "$property.Items"),

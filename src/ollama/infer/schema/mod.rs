@@ -14,7 +14,7 @@ use super::learn::{Facts, Question};
 use super::part::{PropertyPart, ToolPart};
 use super::tokens::{Token, Unexplained};
 use crate::ollama::chat::{Conversation, Dialect};
-use crate::ollama::jinja::ChatTemplate;
+use crate::ollama::jinja::{ChatTemplate, JsonView};
 use crate::ollama::python::JsonStyle;
 pub(super) use emit::TOOL_BLOCK;
 use parse::{Layout, text_after};
@@ -124,6 +124,8 @@ pub(super) enum Step {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ToolProgram {
     steps: Vec<Step>,
+    /// Whether the description of a tool, and that of a property, is printed by Python's `repr`.
+    python: [bool; 2],
 }
 
 impl ToolProgram {
@@ -131,12 +133,25 @@ impl ToolProgram {
     ///
     /// # Errors
     /// What of it has no rule.
-    pub(super) fn learn(template: &ChatTemplate, dialect: &Dialect) -> Result<Option<Self>, Unexplained> {
+    pub(super) fn learn(
+        template: &ChatTemplate,
+        dialect: &Dialect,
+        view: JsonView,
+    ) -> Result<Option<Self>, Unexplained> {
+        let with = |tools: Vec<Json>| Conversation { tools, ..super::probe::single("U", false, 0, None) };
+        // Python's `repr` shows itself by its quotes around a text that has one.
+        let [bare, quoted] = [probe::references().swap_remove(0), probe::apostrophes()]
+            .map(|tools| template.render(&with(tools), dialect).unwrap_or_default());
+        let repr = |plain: &str, with_one: &str| {
+            bare.contains(&format!("'{plain}'")) && quoted.contains(&format!("\"{with_one}\""))
+        };
+        let python = [repr("QzD0Xq", "QzD0'Xq"), repr("QzP0aXq", "QzP0'aXq")];
         let tokens = |tools: Vec<Json>| -> Option<Result<(Vec<Token>, Vec<Json>), Unexplained>> {
-            let conversation = Conversation { tools, ..super::probe::single("U", false, 0, None) };
+            let conversation = with(tools);
             // What the Jinja refuses is outside of the domain.
-            let (text, hooks) = template.observe(&conversation, dialect).ok()?;
-            Some(super::tokens::tokens(&text, &hooks, &conversation).map(|t| (t, conversation.tools)))
+            let (text, hooks) = template.observe(&conversation, dialect, view).ok()?;
+            let list = super::tokens::tokens(&text, &hooks, view, &conversation);
+            Some(list.map(|list| (parse::with_repr(list, python), conversation.tools)))
         };
         let mut references = Vec::new();
         for tools in probe::references() {
@@ -150,7 +165,12 @@ impl ToolProgram {
         for tools in probe::variations() {
             shown.extend(tokens(tools).transpose()?);
         }
-        layout.rules(&shown).map(|steps| Some(Self { steps }))
+        layout.rules(&shown).map(|steps| Some(Self { steps, python }))
+    }
+
+    /// The tokens of a text as the program sees them.
+    pub(super) fn prepare(&self, list: Vec<Token>) -> Vec<Token> {
+        parse::with_repr(list, self.python)
     }
 
     /// How many tokens of a list that begins with the first of a tool belong to the tools, and the text behind the

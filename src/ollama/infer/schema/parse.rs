@@ -99,6 +99,41 @@ pub(super) fn text_after(last: &Step, tools: &[Json]) -> String {
     }
 }
 
+/// Takes the quotes of Python's `repr` from around descriptions: those of tools, those of properties.
+pub(super) fn with_repr(list: Vec<Token>, [of_tools, of_properties]: [bool; 2]) -> Vec<Token> {
+    let mut out: Vec<Token> = Vec::new();
+    for token in list {
+        let quoted = match out.last() {
+            Some(Token::Tool(_, ToolPart::ReprDescription, ..)) => true,
+            Some(Token::Property(_, _, PropertyPart::ReprDescription)) => true,
+            _ => false,
+        };
+        let token = match token {
+            // A full stop belongs to the text inside of the quotes.
+            Token::Lit(text) if quoted => Token::Lit(text.replacen('\'', "", 1)),
+            Token::Tool(n, ToolPart::Description, style, level) if of_tools => {
+                drop_quote(&mut out);
+                Token::Tool(n, ToolPart::ReprDescription, style, level)
+            }
+            Token::Property(n, k, PropertyPart::Description) if of_properties => {
+                drop_quote(&mut out);
+                Token::Property(n, k, PropertyPart::ReprDescription)
+            }
+            other => other,
+        };
+        out.push(token);
+    }
+    out
+}
+
+fn drop_quote(out: &mut [Token]) {
+    if let Some(Token::Lit(text)) = out.last_mut()
+        && text.ends_with('\'')
+    {
+        text.pop();
+    }
+}
+
 /// The pieces of a rendered list of tools. A full stop at the end of a description belongs to it.
 fn pieces((tokens, tools): &Shown) -> Result<Vec<Piece>, Unexplained> {
     let mut out: Vec<Piece> = Vec::new();
@@ -139,7 +174,8 @@ fn pieces((tokens, tools): &Shown) -> Result<Vec<Piece>, Unexplained> {
         }
     }
     for piece in &mut out {
-        if let (Element::Property(PropertyPart::Description), Some(k)) = (&piece.element, piece.property)
+        if let (Element::Property(PropertyPart::Description | PropertyPart::ReprDescription), Some(k)) =
+            (&piece.element, piece.property)
             && property_facts(tools, piece.tool, k) & SchemaFeature::FullStop.bit() != 0
         {
             match piece.behind.strip_prefix('.') {

@@ -100,3 +100,12 @@ pub(super) fn variations() -> Vec<Vec<Json>> {
     }
     out
 }
+
+/// A tool with apostrophes in its descriptions.
+pub(super) fn apostrophes() -> Vec<Json> {
+    let parameters = json!({"type": "object", "properties": {"qzp0a": {"type": "string", "description": "QzP0'aXq"}},
+        "required": ["qzp0a"]});
+    vec![
+        json!({"type": "function", "function": {"name": "qztn0x", "description": "QzD0'Xq", "parameters": parameters}}),
+    ]
+}
