@@ -1,5 +1,7 @@
 //! Ollama: translations of mutated templates, the store, the HTTP client, the check.
 
+mod common;
+
 use serde_json::{Value as Json, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -220,6 +222,7 @@ fn a_modelfile_is_checked_against_its_model() {
         ("<|im_start|>user", "<|im_start|>human", "differs from the chat template"),
         ("./m.gguf", "./other.gguf", "other.gguf"),
         ("{{- end }}\"\"\"", "\"\"\"", "{{end}}"),
+        ("num_ctx 512", "num_ctx 512\nRENDERER chatml", "none of that name"),
     ] {
         let bad = good.replace(from, to);
         assert_ne!(bad, good, "{from}");
@@ -233,6 +236,8 @@ fn a_modelfile_is_checked_against_its_model() {
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     None,
+    HeadFails,
+    CreateRefused,
     BlobRefused,
     DigestMismatch,
     CreateError,
@@ -287,7 +292,11 @@ fn answer(mut stream: TcpStream, fault: Fault, has_blob: bool, log: &Mutex<Asked
         let say = |stream: &mut TcpStream, status: &str, body: &str| {
             write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
         };
-        if line.starts_with("HEAD /api/blobs/sha256:") {
+        if line.starts_with("HEAD /api/blobs/sha256:") && fault == Fault::HeadFails {
+            say(&mut stream, "500 Internal Server Error", "")?;
+        } else if line == "POST /api/create" && fault == Fault::CreateRefused {
+            say(&mut stream, "400 Bad Request", "{\"error\":\"neither 'from' or 'files' was specified\"}")?;
+        } else if line.starts_with("HEAD /api/blobs/sha256:") {
             say(&mut stream, if has_blob { "200 OK" } else { "404 Not Found" }, "")?;
         } else if line.starts_with("POST /api/blobs/sha256:") {
             match fault {
@@ -340,6 +349,8 @@ fn the_client_sends_blobs_and_asks_for_the_model() {
 #[test]
 fn the_clients_failures_say_what_happened() {
     for (fault, expected) in [
+        (Fault::HeadFails, "status 500"),
+        (Fault::CreateRefused, "neither 'from' or 'files'"),
         (Fault::BlobRefused, "507: disk full"),
         (Fault::DigestMismatch, "digest mismatch"),
         (Fault::CreateError, "bad template"),
@@ -370,4 +381,79 @@ fn the_fixtures_template_is_llama_3() {
         go.render(&chat, PROOF_DATE).unwrap(),
         "<|start_header_id|>user<|end_header_id|>\n\nSpeak as ROMEO<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     );
+}
+
+/// Ollama joins the parts of a split model, if it is given all of them.
+#[test]
+fn all_parts_of_a_split_model_are_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = common::fixture("shakespeare-llama");
+    let arguments = [base.to_str().unwrap(), "--quant", "q8_0", "--split-max-tensors", "15", "-o", "out"];
+    assert_eq!(common::to_gguf(folder.path(), arguments).code, 0);
+    let out = folder.path().join("out");
+    let text = std::fs::read_to_string(out.join("Modelfile")).unwrap();
+    let from = |text: &str| text.lines().filter(|l| l.starts_with("FROM ")).count();
+    assert!(from(&text) > 1, "{text}");
+    assert_eq!(problems(&check_folder(&out).unwrap()), Vec::<&str>::new());
+    let creation = Creation::new(&parse(&text).unwrap(), &out).unwrap();
+    let name = ModelName::parse("tiny").unwrap();
+    let store = Store::at(folder.path().join("store"));
+    assert!(matches!(store.write(&name, &creation, false, &mut |_| {}), Err(StoreError::Split { .. })));
+    // Also a Modelfile that names the first part only.
+    let first = Creation { files: creation.files[..1].to_vec(), ..Creation::default() };
+    for creation in [creation, first] {
+        let (address, log) = server(Fault::None, true);
+        Client::at(address).create(&name, &creation, &mut |_| {}).unwrap();
+        let asked = log.lock().unwrap().clone();
+        let request: Json = serde_json::from_slice(&asked.last().unwrap().1).unwrap();
+        assert_eq!(request["files"].as_object().unwrap().len(), from(&text));
+    }
+}
+
+/// What the user adds stands in the Modelfile, and a projector is a second file of the model.
+#[test]
+fn a_modelfile_says_what_the_user_wants() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    std::fs::create_dir(&base).unwrap();
+    for file in std::fs::read_dir(common::fixture("shakespeare-llama")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), base.join(file.file_name())).unwrap();
+    }
+    std::fs::write(base.join("LICENSE"), "Public domain.\nDo as you like.\n").unwrap();
+    let projector = gguf(STYLES).windows(5).position(|w| w == b"llama").map(|at| {
+        // Its architecture says that it is a projector.
+        let mut bytes = gguf(STYLES);
+        bytes.splice(at - 8..at + 5, [4_u64.to_le_bytes().as_slice(), b"clip"].concat());
+        bytes.push(0); // the data begins where it did
+        bytes
+    });
+    std::fs::write(folder.path().join("mmproj.gguf"), projector.unwrap()).unwrap();
+    let arguments = [
+        "base", "--quant", "q8_0", "-o", "out", "--system", "You are \"Romeo\".", "--message", "user=Hi",
+        "--message", "assistant=Good morrow", "--mmproj", "mmproj.gguf",
+    ];
+    let run = common::to_gguf(folder.path(), arguments);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let text = std::fs::read_to_string(folder.path().join("out/Modelfile")).unwrap();
+    let creation = Creation::new(&parse(&text).unwrap(), &folder.path().join("out")).unwrap();
+    assert_eq!(creation.files.len(), 2, "{text}");
+    assert_eq!(creation.system.as_deref(), Some("You are \"Romeo\"."));
+    assert_eq!(creation.licenses, ["Public domain.\nDo as you like.\n"]);
+    let said: Vec<(&str, &str)> = creation.messages.iter().map(|(r, t)| (r.as_str(), t.as_str())).collect();
+    assert_eq!(said, [("user", "Hi"), ("assistant", "Good morrow")]);
+    let store = Store::at(folder.path().join("store"));
+    let name = ModelName::parse("romeo").unwrap();
+    store.write(&name, &creation, false, &mut |_| {}).unwrap();
+    let kinds: Vec<String> = store.manifest(&name).unwrap().layers.iter().map(|l| l.kind().to_owned()).collect();
+    assert_eq!(kinds, ["model", "projector", "template", "system", "license", "params", "messages"]);
+    // A model is no projector, and a stranger says nothing.
+    for (option, value, words) in [
+        ("--mmproj", folder.path().join("out/base-Q8_0.gguf").to_str().unwrap().to_owned(), "not a projector"),
+        ("--message", "tool=x".to_owned(), "no role"),
+    ] {
+        let run = common::to_gguf(folder.path(), ["base", "--quant", "q8_0", "-o", "other", option, &value]);
+        assert_ne!(run.code, 0);
+        assert!(run.stderr.contains(words), "{}", run.stderr);
+    }
 }

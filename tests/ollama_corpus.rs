@@ -2,15 +2,22 @@
 //!
 //! `CHAT_TEMPLATES=FOLDER` names what `tests/oracle/chat_templates.py` collected: a folder of `.jinja` files per
 //! source. `CHAT_TEMPLATES_ONLY=TEXT` narrows the run to files whose name holds the text and prints what stands in
-//! the way of each.
+//! the way of each. `CHAT_TEMPLATES_DUMP=FILE` writes what the templates, and mutations of them, render to, for
+//! `tests/oracle/jinja2_equal.py`, which has jinja2 render the same.
 
+#[path = "common/mutations.rs"]
+mod mutations;
+
+use mutations::{Dice, mutate};
+use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use to_gguf::ollama::infer::{Abilities, Scope};
 use to_gguf::ollama::jinja::ChatTemplate;
-use to_gguf::ollama::proof::{PROOF_DATE, translate_for};
+use to_gguf::ollama::proof::{PROOF_DATE, held_out, translate_for};
 
 /// The rows of the table: a name, and the scope to be proven for a template of these abilities.
 type Row = (&'static str, fn(Scope) -> Option<Scope>);
@@ -126,4 +133,38 @@ fn published_templates() {
         println!("| {name} | {} |", cells.join(" | "));
     }
     println!("{judged} held-out conversations agreed");
+}
+
+/// Writes a line of JSON per rendering: the template's number, its variables, the text or null; before each
+/// template's renderings, a line with its text.
+#[test]
+fn renderings_for_jinja2() {
+    let (Ok(folder), Ok(file)) = (std::env::var("CHAT_TEMPLATES"), std::env::var("CHAT_TEMPLATES_DUMP")) else {
+        eprintln!(
+            "skipped: CHAT_TEMPLATES_DUMP names no file to write renderings to (see tests/oracle/jinja2_equal.py)"
+        );
+        return;
+    };
+    let mut out = std::io::BufWriter::new(std::fs::File::create(file).unwrap());
+    let mut dice = Dice(20_261_125);
+    let mut templates: Vec<(String, String)> =
+        entries(&folder).into_iter().map(|e| (format!("{}/{}", e.source, e.name), e.text)).collect();
+    let styles: Vec<&str> = include_str!("data/chat_templates.txt").split("\n=====\n").collect();
+    for round in 0..50 {
+        templates.extend(styles.iter().map(|s| (format!("mutation {round}"), mutate(s, &mut dice))));
+    }
+    let mut renderings = 0;
+    for (name, text) in templates {
+        let Ok(template) = ChatTemplate::new(&text, Some("<s>"), Some("</s>")) else { continue };
+        template.set_date(PROOF_DATE);
+        let Ok(abilities) = Abilities::discover(&template, true) else { continue };
+        writeln!(out, "{}", json!({"name": name, "template": text})).unwrap();
+        for conversation in held_out(abilities.scope, abilities.dialect.think_switch.is_some()) {
+            let context = template.context(&conversation, &abilities.dialect);
+            let rendered = template.render_whole(&conversation, &abilities.dialect).ok();
+            writeln!(out, "{}", json!({"context": context, "text": rendered})).unwrap();
+            renderings += 1;
+        }
+    }
+    println!("{renderings} renderings written");
 }

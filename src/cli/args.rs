@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::ollama::chat::Role;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::Choice;
@@ -78,6 +79,18 @@ pub(super) struct ConvertArgs {
     #[arg(long, value_name = "NAME", num_args = 0..=1, conflicts_with_all = ["no_modelfile", "dry_run"])]
     #[allow(clippy::option_option)] // the option may stand with or without its name
     pub ollama_create: Option<Option<String>>,
+
+    /// The system prompt that the Modelfile sets, instead of the chat template's own
+    #[arg(long, value_name = "TEXT", conflicts_with = "no_modelfile")]
+    pub system: Option<String>,
+
+    /// An example message for the Modelfile (ROLE: system, user, assistant); repeatable
+    #[arg(long = "message", value_name = "ROLE=TEXT", conflicts_with = "no_modelfile")]
+    pub messages: Vec<MessageArg>,
+
+    /// A projector's GGUF, named by a second FROM line of the Modelfile; repeatable
+    #[arg(long = "mmproj", value_name = "FILE", conflicts_with = "no_modelfile")]
+    pub projectors: Vec<PathBuf>,
 
     /// Split each GGUF into parts of at most so many bytes of tensors
     #[arg(long, value_name = "SIZE", conflicts_with = "split_max_tensors")]
@@ -256,6 +269,28 @@ impl FromStr for LoraArg {
             return Ok(LoraArg { path: path.into(), weight: value });
         }
         Ok(LoraArg { path: s.into(), weight: 1.0 })
+    }
+}
+
+/// `ROLE=TEXT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MessageArg {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub text: String,
+}
+
+impl FromStr for MessageArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (role, text) = s.split_once('=').ok_or("write ROLE=TEXT, such as user=Hello")?;
+        let roles = [Role::System, Role::User, Role::Assistant];
+        match roles.into_iter().find(|r| r.as_str() == role) {
+            Some(role) => Ok(Self { role, text: text.to_owned() }),
+            None => Err(format!("'{role}' is no role; use system, user or assistant")),
+        }
     }
 }
 

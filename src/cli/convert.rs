@@ -12,6 +12,7 @@ use crate::adapter::MergeDtype;
 use crate::convert::{self, AdapterRequest, ConvertError, Job, Method, Request};
 use crate::device;
 use crate::gguf::{SplitLimit, SplitRule};
+use crate::ollama::Wishes;
 use crate::plan::PlanOptions;
 use crate::quant::{ImatrixFilter, KvOverride, QuantName, QuantOptions, TensorTypeRule, weight_type};
 use crate::report::Report;
@@ -152,6 +153,11 @@ fn request(args: &ConvertArgs, method: Method) -> Result<Request, Usage> {
         },
         pre_tokenizer: args.pre_tokenizer.clone(),
         modelfile: !args.no_modelfile,
+        wishes: Wishes {
+            system: args.system.clone(),
+            messages: args.messages.iter().map(|m| (m.role, m.text.clone())).collect(),
+            projectors: args.projectors.clone(),
+        },
         force: args.force,
     })
 }

@@ -52,6 +52,14 @@ pub enum ConvertError {
         /// The GGUF.
         path: PathBuf,
     },
+    /// A projector that is none.
+    #[error("--mmproj {path}: this GGUF is {}, not a projector; give the mmproj file", article(kind))]
+    NoProjector {
+        /// The GGUF.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
     /// One output file for several types.
     #[error("--output {path}: one file cannot hold {types} types; give a folder, or one --quant type")]
     OneFile {
@@ -130,4 +138,9 @@ impl ConvertError {
     pub(super) fn io(path: &Path, action: &'static str, cause: io::Error) -> Self {
         ConvertError::Io { path: path.to_owned(), action, cause }
     }
+}
+
+/// A word with its article.
+fn article(word: &str) -> String {
+    format!("{} {word}", if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" })
 }

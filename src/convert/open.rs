@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::{AdapterReport, ConvertError, ModelReport, Request};
 use crate::adapter::{self, Adapter, BaseInfo, MergeOptions, MergeSummary};
 use crate::arch::{self, ArchInput};
-use crate::gguf::{Metadata, Value};
-use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
+use crate::gguf::{GgufFile, Metadata, Value};
+use crate::ollama::{ChatInput, Modelfile, ModelfileInput, Wishes, licenses};
 use crate::plan::{Model, StoredTensor, Tensors};
 use crate::report::Dropped;
 use crate::source::{self, GgufModel, ModelFolder, Places, TensorSet, resolve_model, tokenizer_files};
@@ -35,14 +35,31 @@ pub(super) struct Opened {
 /// What a Modelfile says beyond the file's name.
 pub(super) struct Chat {
     input: ModelfileInput,
+    projectors: Vec<PathBuf>,
 }
 
 impl Chat {
+    /// Adds what the user wants it to say.
+    fn wish(&mut self, wishes: &Wishes) -> Result<(), ConvertError> {
+        self.input.system.clone_from(&wishes.system);
+        self.input.messages.clone_from(&wishes.messages);
+        for path in &wishes.projectors {
+            let kind = crate::ollama::store::kind_of(&GgufFile::open(path)?);
+            if kind != "projector" {
+                return Err(ConvertError::NoProjector { path: path.clone(), kind });
+            }
+            self.projectors.push(path.clone());
+        }
+        Ok(())
+    }
+
     /// The Modelfile over these GGUF files in the same folder, and notes about it.
     pub(super) fn modelfile(&self, files: &[PathBuf]) -> (String, Vec<String>) {
-        // A split model is named by its first part.
-        let name = files[0].file_name().unwrap_or_default().to_string_lossy();
-        let input = ModelfileInput { from: vec![format!("./{name}")], ..self.input.clone() };
+        // A split model is named by all its parts: Ollama joins those that it is given.
+        let name = |path: &PathBuf| format!("./{}", path.file_name().unwrap_or_default().to_string_lossy());
+        let folder = files[0].parent().unwrap_or(Path::new("."));
+        let mut input = ModelfileInput { from: files.iter().map(name).collect(), ..self.input.clone() };
+        input.from.extend(self.projectors.iter().map(|path| seen_from(folder, path)));
         let modelfile = Modelfile::build(&input);
         (modelfile.render(), modelfile.notes.clone())
     }
@@ -51,10 +68,22 @@ impl Chat {
 /// Opens what the request names.
 pub(super) fn open(request: &Request) -> Result<Opened, ConvertError> {
     let places = Places::from_environment();
-    match resolve_model(&request.model, request.base.as_deref(), &places)? {
+    let mut opened = match resolve_model(&request.model, request.base.as_deref(), &places)? {
         source::Model::Folder(folder) => open_folder(request, &folder, None),
         source::Model::Adapter { adapter, base } => open_folder(request, &base, Some(&adapter)),
         source::Model::Gguf(path) => open_gguf(request, &path),
+    }?;
+    opened.chat.wish(&request.wishes)?;
+    Ok(opened)
+}
+
+/// A file's path as a Modelfile in a folder names it.
+fn seen_from(folder: &Path, path: &Path) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let beside = folder.canonicalize().is_ok_and(|folder| whole.parent() == Some(&folder));
+    match whole.file_name().filter(|_| beside) {
+        Some(name) => format!("./{}", name.to_string_lossy()),
+        None => whole.to_string_lossy().into_owned(),
     }
 }
 
@@ -154,7 +183,9 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
             .map(|(tensor, reason)| Dropped { tensor, reason: reason.to_owned() })
             .collect(),
     };
-    let chat = Chat { input: chat(&tokenizer, base.generation_config(), &metadata, converted.arch) };
+    let mut input = chat(&tokenizer, base.generation_config(), &metadata, converted.arch);
+    input.licenses = licenses(&[origin.as_path(), base.path()]);
+    let chat = Chat { input, projectors: Vec::new() };
     Ok(Opened {
         name,
         model: Model { metadata, tensors: Tensors::Converted { tensors: converted.tensors, auto } },
@@ -201,7 +232,7 @@ fn open_gguf(request: &Request, path: &Path) -> Result<Opened, ConvertError> {
         },
         model: Model { metadata, tensors: Tensors::Stored(tensors) },
         tokenizer_files: Vec::new(),
-        chat: Chat { input },
+        chat: Chat { input, projectors: Vec::new() },
         adapters: Vec::new(),
         merge: MergeSummary::default(),
         warnings: Vec::new(),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::ConvertError;
 use crate::adapter::MergeDtype;
+use crate::ollama::Wishes;
 use crate::plan::PlanOptions;
 use crate::quant::{FileType, Imatrix, ImatrixFilter, QuantName};
 
@@ -36,6 +37,8 @@ pub struct Request {
     pub pre_tokenizer: Option<String>,
     /// Whether a Modelfile is to be written.
     pub modelfile: bool,
+    /// What it is to say beyond what the model says.
+    pub wishes: Wishes,
     /// Whether existing files may be replaced.
     pub force: bool,
 }

@@ -5,7 +5,7 @@
 
 use super::grammar::Creation;
 use super::name::ModelName;
-use super::store::{StoreError, digest_file};
+use super::store::{StoreError, digest_file, with_parts};
 use serde_json::{Map, Value as Json, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -111,12 +111,18 @@ impl Client {
     ) -> Result<(), ApiError> {
         let mut files = Map::new();
         let mut adapters = Map::new();
-        let models = creation.files.iter().map(|p| (p, false));
+        let parts = with_parts(&creation.files);
+        let models = parts.iter().map(|p| (p, false));
         for (path, is_adapter) in models.chain(creation.adapters.iter().map(|p| (p, true))) {
             let (digest, size) = digest_file(path, &mut |n| progress(Progress::Hashed(n)))?;
             self.send_blob(path, &digest, size, progress)?;
-            let key = path.file_name().map_or_else(|| "model.gguf".into(), |n| n.to_string_lossy().into_owned());
             let map = if is_adapter { &mut adapters } else { &mut files };
+            let name = path.file_name().map_or_else(|| "model.gguf".into(), |n| n.to_string_lossy().into_owned());
+            let mut key = name.clone();
+            // Two files of one name, from two folders.
+            while map.contains_key(&key) {
+                key = format!("{}-{name}", map.len());
+            }
             map.insert(key, json!(digest));
         }
         let request = request(name, creation, files, adapters);

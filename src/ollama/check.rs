@@ -1,5 +1,6 @@
 //! Whether a Modelfile, or an entry of Ollama's store, fits the model it names.
 
+use super::builtin::{Builtin, version};
 use super::facts_of_modelfile;
 use super::grammar::{Creation, GrammarError, decode, parse};
 use super::infer::{Abilities, Scope};
@@ -10,7 +11,7 @@ use super::proof::{PROOF_DATE, describe, prove};
 use super::render::OllamaTemplate;
 use super::stops::{self, SpecialTokens};
 use super::store::{Layer, MANIFEST_TYPE, Store, StoreError, digest_file, file_type, kind_of};
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufError, GgufFile};
 use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 
@@ -207,6 +208,8 @@ fn check_files(creation: &Creation, report: &mut Report) {
         match GgufFile::open(path) {
             Ok(gguf) if kind_of(&gguf) == "model" && model.is_none() => model = Some((gguf, path)),
             Ok(_) => {}
+            // The first part, which is opened with all others, is named too.
+            Err(GgufError::NotFirstPart { expected, .. }) if creation.files.contains(&expected) => {}
             Err(error) => report.add(Severity::Problem, error.to_string()),
         }
     }
@@ -214,9 +217,35 @@ fn check_files(creation: &Creation, report: &mut Report) {
         return;
     };
     let input = ModelfileInput::of_gguf(&gguf, path);
+    check_builtin(creation, report);
     check_context(creation, &input, report);
     check_template(creation, &input.chat, report);
     check_stops(creation, &input.chat, report);
+}
+
+/// A built-in renderer or parser must exist, and from the version on that the model requires.
+fn check_builtin(creation: &Creation, report: &mut Report) {
+    let required = creation.requires.as_deref().map(version);
+    for (kind, name) in [(Builtin::Renderer, &creation.renderer), (Builtin::Parser, &creation.parser)] {
+        let Some(name) = name else { continue };
+        let command = kind.command();
+        match kind.since(name) {
+            None => report.add(
+                Severity::Problem,
+                format!("{command} {name}: Ollama up to 0.33 has none of that name; correct it or remove the line"),
+            ),
+            Some(since) if required.is_none_or(|r| r < since) => {
+                let [major, minor, patch] = since;
+                report.add(
+                    Severity::Note,
+                    format!(
+                        "{command} {name} is known from Ollama {major}.{minor}.{patch} on; add REQUIRES {major}.{minor}.{patch}"
+                    ),
+                );
+            }
+            Some(_) => {}
+        }
+    }
 }
 
 fn check_context(creation: &Creation, input: &ModelfileInput, report: &mut Report) {

@@ -200,7 +200,12 @@ impl ChatTemplate {
         Ok((text?, hooked.map(|(_, list)| list).unwrap_or_default()))
     }
 
-    fn run(&self, conversation: &Conversation, dialect: &Dialect) -> Result<String, JinjaError> {
+    /// The variables that a conversation is rendered with: those that transformers passes.
+    pub fn context(
+        &self,
+        conversation: &Conversation,
+        dialect: &Dialect,
+    ) -> serde_json::Map<String, serde_json::Value> {
         let mut context = serde_json::Map::new();
         context.insert("messages".into(), dialect.messages(conversation));
         // transformers always passes both; `tools` is None when there are none.
@@ -221,6 +226,11 @@ impl ChatTemplate {
         if let (Some(switch), Some(think)) = (&dialect.think_switch, conversation.think) {
             context.insert(switch.clone(), think.into());
         }
+        context
+    }
+
+    fn run(&self, conversation: &Conversation, dialect: &Dialect) -> Result<String, JinjaError> {
+        let context = self.context(conversation, dialect);
         self.environment
             .get_template("chat")
             .and_then(|t| t.render(Value::from_serialize(&context)))

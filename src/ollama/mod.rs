@@ -3,7 +3,6 @@
 //! A chat model that gets its template wrong answers badly, and one that lacks a stop token never ends. So
 //! nothing here is looked up by a model's name: the model's own [`jinja`] template is run on probe
 //! [`chat`]s, and what it prints says which text surrounds each message and what ends a turn ([`stops`]).
-
 //!
 //! [`infer`] turns that into a Go TEMPLATE, and [`proof`] runs both on conversations that inference did not see:
 //! the Jinja in [`jinja`], the TEMPLATE in [`go`] with Ollama's rules ([`render`]). [`Modelfile`] writes what was
@@ -11,6 +10,7 @@
 //! [`check`] compares it with the GGUF.
 
 pub mod api;
+mod builtin;
 pub mod chat;
 pub mod check;
 mod facts;
@@ -19,6 +19,7 @@ pub mod go;
 pub mod grammar;
 pub mod infer;
 pub mod jinja;
+mod licenses;
 mod modelfile;
 pub mod name;
 pub mod proof;
@@ -27,7 +28,8 @@ pub mod render;
 pub mod stops;
 pub mod store;
 
-pub use modelfile::{ChatInput, Command, Modelfile, ModelfileInput, words as scope_in_words};
+pub use licenses::licenses;
+pub use modelfile::{ChatInput, Command, Modelfile, ModelfileInput, Wishes, words as scope_in_words};
 
 use chat::Dialect;
 use infer::Abilities;

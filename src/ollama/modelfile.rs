@@ -7,6 +7,7 @@ use super::proof::translate;
 use super::stops::{self, SpecialTokens};
 use serde_json::Value as Json;
 use std::fmt;
+use std::path::PathBuf;
 
 /// The chat template of a model and what it refers to.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +50,17 @@ pub struct ModelfileInput {
     pub system: Option<String>,
     /// Example messages, role and text.
     pub messages: Vec<(Role, String)>,
+}
+
+/// What the user wants a Modelfile to say beyond what the model says by itself.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// The system prompt.
+    pub system: Option<String>,
+    /// Example messages, role and text.
+    pub messages: Vec<(Role, String)>,
+    /// GGUF files of projectors, for models that see or hear.
+    pub projectors: Vec<PathBuf>,
 }
 
 /// One line, or one multi-line value, of a Modelfile.

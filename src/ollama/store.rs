@@ -44,7 +44,7 @@ pub enum StoreError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// A model in several files, which Ollama joins itself.
-    #[error("{path} is one of several parts; pass --ollama-create, so that Ollama joins them, or write one file")]
+    #[error("{path} is one of several parts; pass --ollama-create, so that the server joins them, or write one file")]
     Split {
         /// The file.
         path: PathBuf,
@@ -384,6 +384,24 @@ fn hex(bytes: &[u8]) -> String {
 /// JSON as Go's encoder writes it: sorted keys, `<` escaped, a line break at the end.
 fn encoded(value: &Json) -> String {
     format!("{}\n", json_text(&Value::from(value)))
+}
+
+/// The files with all parts of those that are split, each once.
+pub fn with_parts(files: &[PathBuf]) -> Vec<PathBuf> {
+    let mut out: Vec<PathBuf> = Vec::new();
+    for file in files {
+        let first = match GgufFile::open(file) {
+            Err(GgufError::NotFirstPart { expected, .. }) => expected,
+            _ => file.clone(),
+        };
+        let parts = match GgufFile::open(&first) {
+            Ok(gguf) if gguf.parts().len() > 1 => gguf.parts().iter().map(|part| part.path.clone()).collect(),
+            // What cannot be opened is reported where it is used.
+            _ => vec![file.clone()],
+        };
+        out.extend(parts.into_iter().filter(|part| !out.contains(part)).collect::<Vec<_>>());
+    }
+    out
 }
 
 /// Whether a GGUF is a model, an adapter or a projector (Ollama's `ggufLayers`).

@@ -398,19 +398,27 @@ fn take_element(rest: &mut &[Piece], element: &Element, tools: &[Json], n: usize
     Ok(behind)
 }
 
-/// What always stands behind the tools is not theirs.
+/// What always stands behind the tools is not theirs, but for what also stands behind a tool that others follow.
 fn drop_common_ending(samples: &mut [Vec<Vec<Sample>>], endings: &[(usize, usize, usize)]) {
     let texts: Vec<&str> = endings.iter().map(|(s, e, n)| samples[*s][*e][*n].text.as_str()).collect();
     let Some((first, others)) = texts.split_first() else {
         return;
     };
-    let mut common = *first;
-    for text in others {
-        common = crate::ollama::stops::common_suffix(common, text);
+    let common = others.iter().fold(*first, |shared, text| crate::ollama::stops::common_suffix(shared, text));
+    let mut kept = common.len();
+    for (s, e, n) in endings {
+        let last = &samples[*s][*e][*n];
+        let own = last.text.len() - common.len();
+        let twin = last.facts & !SchemaFeature::LastTool.bit();
+        for other in samples[*s][*e].iter().filter(|other| other.facts == twin) {
+            let shared = crate::ollama::stops::common_prefix(&last.text, &other.text).len();
+            kept = kept.min(shared.saturating_sub(own));
+        }
     }
-    let length = common.len();
+    // Lengths differ in the middle of no character: both are ends of common texts of the same ending.
+    let dropped = common.len() - kept;
     for (s, e, n) in endings {
         let text = &mut samples[*s][*e][*n].text;
-        text.truncate(text.len() - length);
+        text.truncate(text.len() - dropped);
     }
 }

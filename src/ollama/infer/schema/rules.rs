@@ -78,10 +78,10 @@ fn factor(samples: Vec<(Facts, String)>) -> Option<Vec<Tree<String, SchemaFeatur
     while front.len() + back.len() + 1 < MOST_TREES {
         let now = middle.as_ref().map_or(usize::MAX, |t| t.leaves().len());
         let mut best: Option<(usize, Peeled, bool)> = None;
-        for &feature in SchemaFeature::ALL {
+        for questions in questions() {
             for in_front in [true, false] {
-                let Some(peeled) = peel(&rest, feature, in_front) else { continue };
-                let then = peeled.middle.leaves().len() + 2;
+                let Some(peeled) = peel(&rest, &questions, in_front) else { continue };
+                let then = peeled.middle.leaves().len() + peeled.split.leaves().len();
                 if then < best.as_ref().map_or(now, |(size, ..)| *size) {
                     best = Some((then, peeled, in_front));
                 }
@@ -111,32 +111,51 @@ struct Peeled {
     middle: Tree<String, SchemaFeature>,
 }
 
-/// Splits off what is common to the texts with a feature, and to those without.
-fn peel(samples: &[(Facts, String)], feature: SchemaFeature, in_front: bool) -> Option<Peeled> {
-    let common = |on: bool| -> Option<String> {
-        let mut texts = samples.iter().filter(|s| (s.0 & feature.bit() != 0) == on).map(|s| s.1.as_str());
-        let first = texts.next()?;
-        let shared = if in_front {
-            texts.fold(first, |a, b| common_prefix(a, b))
-        } else {
-            texts.fold(first, |a, b| common_suffix(a, b))
-        };
-        Some(shared.to_owned())
-    };
-    let (yes, no) = (common(true)?, common(false)?);
-    if yes == no {
+/// What a text that is split off may depend on: one feature, or whether the property is the last, and then of the
+/// last tool.
+fn questions() -> impl Iterator<Item = Tree<(), SchemaFeature>> {
+    let leaf = || Box::new(Tree::Leaf(()));
+    let single = SchemaFeature::ALL.iter().map(move |f| Tree::Split(*f, leaf(), leaf()));
+    let last = Tree::Split(SchemaFeature::LastTool, leaf(), leaf());
+    single.chain([Tree::Split(SchemaFeature::LastProperty, Box::new(last), leaf())])
+}
+
+/// Splits off what is common to the texts that have the same answers.
+fn peel(samples: &[(Facts, String)], questions: &Tree<(), SchemaFeature>, in_front: bool) -> Option<Peeled> {
+    let split = shared(samples.iter().collect(), questions, in_front)?;
+    if split.leaves().iter().all(|text| *text == split.leaves()[0]) {
         return None;
     }
     let rest: Vec<(Facts, String)> = samples
         .iter()
         .map(|(facts, text)| {
-            let gone = if facts & feature.bit() != 0 { yes.len() } else { no.len() };
+            let gone = split.decide(*facts).len();
             let kept = if in_front { &text[gone..] } else { &text[..text.len() - gone] };
             (*facts, kept.to_owned())
         })
         .collect();
-    let split = Tree::Split(feature, Box::new(Tree::Leaf(yes)), Box::new(Tree::Leaf(no)));
     Some(Peeled { split, middle: learn_greedily(&rest)?, rest })
+}
+
+/// The text that the samples share in front or behind, for each answer; `None` if a question does not divide them.
+fn shared(
+    samples: Vec<&(Facts, String)>,
+    questions: &Tree<(), SchemaFeature>,
+    in_front: bool,
+) -> Option<Tree<String, SchemaFeature>> {
+    match questions {
+        Tree::Leaf(()) => {
+            let mut texts = samples.iter().map(|s| s.1.as_str());
+            let first = texts.next()?;
+            let common = texts.fold(first, |a, b| if in_front { common_prefix(a, b) } else { common_suffix(a, b) });
+            Some(Tree::Leaf(common.to_owned()))
+        }
+        Tree::Split(feature, yes, no) => {
+            let (with, without): (Vec<_>, Vec<_>) = samples.into_iter().partition(|s| s.0 & feature.bit() != 0);
+            let (yes, no) = (shared(with, yes, in_front)?, shared(without, no, in_front)?);
+            Some(Tree::Split(*feature, Box::new(yes), Box::new(no)))
+        }
+    }
 }
 
 #[cfg(test)]
