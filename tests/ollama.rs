@@ -430,8 +430,19 @@ fn a_modelfile_says_what_the_user_wants() {
     });
     std::fs::write(folder.path().join("mmproj.gguf"), projector.unwrap()).unwrap();
     let arguments = [
-        "base", "--quant", "q8_0", "-o", "out", "--system", "You are \"Romeo\".", "--message", "user=Hi",
-        "--message", "assistant=Good morrow", "--mmproj", "mmproj.gguf",
+        "base",
+        "--quant",
+        "q8_0",
+        "-o",
+        "out",
+        "--system",
+        "You are \"Romeo\".",
+        "--message",
+        "user=Hi",
+        "--message",
+        "assistant=Good morrow",
+        "--mmproj",
+        "mmproj.gguf",
     ];
     let run = common::to_gguf(folder.path(), arguments);
     assert_eq!(run.code, 0, "{}", run.stderr);
