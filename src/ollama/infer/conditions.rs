@@ -52,8 +52,10 @@ pub(super) struct Needs {
     pub(super) called_name: bool,
 }
 
-/// Facts about what came before a message: the variable, its first value, and how a message changes it.
-const RUNNING: [(Feature, &str, &[(&str, &str)]); 5] = [
+/// A fact about what came before a message: its variables' first value, and each with what a message makes of it.
+type Running = (Feature, &'static str, &'static [(&'static str, &'static str)]);
+
+const RUNNING: [Running; 5] = [
     (Feature::BeforeThinking, "false", &[("$beforeThinking", "$m.Thinking")]),
     (Feature::BeforeCalls, "false", &[("$beforeCalls", "$m.ToolCalls")]),
     (Feature::BeforeContent, "false", &[("$beforeContent", "$m.Content")]),

@@ -109,7 +109,7 @@ fn known_texts(hooks: &[Hooked], conversation: &Conversation) -> Vec<(String, To
             }
         }
     }
-    out.sort_by(|a, b| b.0.len().cmp(&a.0.len()));
+    out.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
     out.dedup_by(|a, b| a.0 == b.0);
     out
 }

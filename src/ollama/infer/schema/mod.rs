@@ -17,7 +17,7 @@ use crate::ollama::chat::{Conversation, Dialect};
 use crate::ollama::jinja::{ChatTemplate, JsonView};
 use crate::ollama::python::JsonStyle;
 pub(super) use emit::TOOL_BLOCK;
-use parse::{Layout, text_after};
+use parse::{Layout, Shown, text_after};
 use rules::Rule;
 use serde_json::Value as Json;
 
@@ -146,7 +146,7 @@ impl ToolProgram {
             bare.contains(&format!("'{plain}'")) && quoted.contains(&format!("\"{with_one}\""))
         };
         let python = [repr("QzD0Xq", "QzD0'Xq"), repr("QzP0aXq", "QzP0'aXq")];
-        let tokens = |tools: Vec<Json>| -> Option<Result<(Vec<Token>, Vec<Json>), Unexplained>> {
+        let tokens = |tools: Vec<Json>| -> Option<Result<Shown, Unexplained>> {
             let conversation = with(tools);
             // What the Jinja refuses is outside of the domain.
             let (text, hooks) = template.observe(&conversation, dialect, view).ok()?;

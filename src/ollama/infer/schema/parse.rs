@@ -24,7 +24,7 @@ enum Shape {
 }
 
 /// Tokens of a rendered list of tools, and the list.
-type Shown = (Vec<Token>, Vec<Json>);
+pub(super) type Shown = (Vec<Token>, Vec<Json>);
 
 /// The steps by which a template writes a tool, without the text behind the elements.
 pub(super) struct Layout {
@@ -103,11 +103,10 @@ pub(super) fn text_after(last: &Step, tools: &[Json]) -> String {
 pub(super) fn with_repr(list: Vec<Token>, [of_tools, of_properties]: [bool; 2]) -> Vec<Token> {
     let mut out: Vec<Token> = Vec::new();
     for token in list {
-        let quoted = match out.last() {
-            Some(Token::Tool(_, ToolPart::ReprDescription, ..)) => true,
-            Some(Token::Property(_, _, PropertyPart::ReprDescription)) => true,
-            _ => false,
-        };
+        let quoted = matches!(
+            out.last(),
+            Some(Token::Tool(_, ToolPart::ReprDescription, ..) | Token::Property(_, _, PropertyPart::ReprDescription))
+        );
         let token = match token {
             // A full stop belongs to the text inside of the quotes.
             Token::Lit(text) if quoted => Token::Lit(text.replacen('\'', "", 1)),

@@ -86,8 +86,8 @@ pub(super) fn variations() -> Vec<Vec<Json>> {
                 let variant = Variant { kind, required, full_stop };
                 let filler = |shift: usize| Variant {
                     kind: KINDS[(turn + shift) % KINDS.len()],
-                    required: shift % 2 == 0,
-                    full_stop: shift % 3 == 0,
+                    required: shift.is_multiple_of(2),
+                    full_stop: shift.is_multiple_of(3),
                 };
                 let before = |n| tool(n, &[variant, filler(3)]);
                 let behind = |n| tool(n, &[filler(4), variant]);
