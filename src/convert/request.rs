@@ -117,6 +117,7 @@ impl Request {
             imatrix_filter: ImatrixFilter::All,
             pre_tokenizer: None,
             modelfile: true,
+            wishes: Wishes::default(),
             force: false,
         }
     }
