@@ -365,7 +365,7 @@ fn beside(
     if let (Some(folder), true) = (place.folder(), request.modelfile) {
         let from = base.as_ref().unwrap_or(&model.folder);
         let from = std::path::absolute(from).unwrap_or_else(|_| from.clone());
-        let (text, notes) = opened.modelfile(model, arranged, &from, path);
+        let (text, notes) = opened.modelfile(model, arranged, &from, path, &request.wishes);
         report.warnings.extend(notes);
         let modelfile = folder.join("Modelfile");
         report.next.push(format!(

@@ -9,7 +9,7 @@ use super::{AdapterReport, ConvertError, Request};
 use crate::adapter::{self, Adapter, BaseInfo, MergeSummary};
 use crate::arch::Arranged;
 use crate::gguf::Metadata;
-use crate::ollama::{ChatInput, Modelfile, ModelfileInput};
+use crate::ollama::{ChatInput, Modelfile, ModelfileInput, Wishes, licenses};
 use crate::source::{self, ModelFolder, Places, SourceError, TensorSet, read_json, resolve_base, tokenizer_files};
 use crate::tokenizer::{Tokenizer, TokenizerFiles, TokenizerOptions};
 
@@ -154,6 +154,7 @@ impl Adapters {
         arranged: &Arranged,
         from: &Path,
         adapter: &Path,
+        wishes: &Wishes,
     ) -> (String, Vec<String>) {
         let homes = self.list.iter().map(|(a, _)| a.path()).chain([base.folder.as_path()]);
         let files = TokenizerFiles::new(homes);
@@ -173,6 +174,9 @@ impl Adapters {
         let name = adapter.file_name().unwrap_or_default().to_string_lossy();
         input.from = vec![from.display().to_string()];
         input.adapter = Some(format!("./{name}"));
+        input.licenses = licenses(&[self.origin(), &base.folder]);
+        input.system.clone_from(&wishes.system);
+        input.messages.clone_from(&wishes.messages);
         let modelfile = Modelfile::build(&input);
         notes.extend(modelfile.notes.iter().cloned());
         (modelfile.render(), notes)
