@@ -15,8 +15,10 @@ use crate::stream::{self, Progress, Settings, Sink, Stream};
 
 mod adapter_folder;
 mod adapter_gguf;
+mod adapters;
 mod error;
 mod extract;
+mod gguf;
 mod open;
 mod open_adapter;
 mod request;

@@ -63,7 +63,7 @@ struct Look<'a> {
 
 /// Which streams of the model make a tensor's rows. They differ where llama.cpp's converter decodes a packed weight
 /// to more bits than its library does, and writes them: a plain file holds those, and the quantizer gets them
-/// rounded to the type of the model's own GGUF.
+/// rounded to the type of the model's own GGUF. So it gets single f32 matrices of a 16-bit model.
 #[derive(Clone, Copy, Debug)]
 struct Streams {
     /// For a file that the converter writes.
@@ -72,23 +72,63 @@ struct Streams {
     quantized: usize,
 }
 
+impl Look<'_> {
+    /// The streams of a tensor beside its own: of a packed weight, what the converter decodes and that rounded to the
+    /// type of the model's own GGUF; of an f32 matrix in a 16-bit model, the matrix rounded. A converter stores all
+    /// matrices of a model in one type, so that is what is quantized; what an adapter changes is quantized as it is.
+    fn more(&self) -> Vec<Recipe> {
+        let rounded = |recipe: Recipe| recipe.map(Elementwise::Round(self.own));
+        match self.recipe.as_converted() {
+            Some(converted) => vec![converted.clone(), rounded(converted)],
+            None if self.is_narrowed() => vec![rounded(self.recipe.clone())],
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether the model's own GGUF holds it in 16 bits, and its files in more or in other ones.
+    fn is_narrowed(&self) -> bool {
+        matches!(self.own, GgmlType::F16 | GgmlType::BF16)
+            && self.own != self.recipe.precision()
+            && self.recipe.native().is_none()
+            && !self.recipe.is_merged()
+    }
+}
+
+/// The one type of all matrices of a 16-bit model; `None` where no matrix has 16 bits.
+fn matrix_type(tensors: &[ConvertedTensor], auto: GgmlType) -> Option<GgmlType> {
+    let is_matrix = |t: &ConvertedTensor| !matches!(t.stored, Stored::F32 | Stored::Fixed(_));
+    tensors.iter().any(|t| is_matrix(t) && t.recipe.precision() == auto).then_some(auto)
+}
+
 impl Model {
     fn looks(&self) -> Vec<Look<'_>> {
         match &self.tensors {
             Tensors::Converted { tensors, auto } => {
+                let matrices = matrix_type(tensors, *auto);
                 let mut next = tensors.len();
-                let mut look = |(i, t): (usize, &'_ ConvertedTensor)| {
-                    let twofold = t.recipe.as_converted().is_some();
-                    let own = t.stored_type(if twofold { *auto } else { t.recipe.precision() });
-                    let streams = Streams { plain: next, quantized: next + 1 };
-                    next += if twofold { 2 } else { 0 };
-                    (own, if twofold { streams } else { Streams { plain: i, quantized: i } })
-                };
-                let decided: Vec<_> = tensors.iter().enumerate().map(&mut look).collect();
-                let looks = tensors.iter().zip(decided);
+                let mut looks = Vec::with_capacity(tensors.len());
+                for (i, t) in tensors.iter().enumerate() {
+                    let own = match (t.recipe.as_converted(), matrices) {
+                        (None, Some(matrices)) if !t.recipe.is_merged() => t.stored_type(matrices),
+                        (None, _) => t.stored_type(t.recipe.precision()),
+                        (Some(_), _) => t.stored_type(*auto),
+                    };
+                    let mut look = Look {
+                        name: &t.name,
+                        recipe: &t.recipe,
+                        own,
+                        part: 0,
+                        streams: Streams { plain: i, quantized: i },
+                    };
+                    match look.more().len() {
+                        0 => {}
+                        1 => look.streams.quantized = next,
+                        _ => look.streams = Streams { plain: next, quantized: next + 1 },
+                    }
+                    next += look.more().len();
+                    looks.push(look);
+                }
                 looks
-                    .map(|(t, (own, streams))| Look { name: &t.name, recipe: &t.recipe, own, part: 0, streams })
-                    .collect()
             }
             Tensors::Stored(tensors) => {
                 let look = |(i, t): (usize, &'_ StoredTensor)| (t.kind, t.part, Streams { plain: i, quantized: i });
@@ -101,15 +141,12 @@ impl Model {
         }
     }
 
-    /// Names and recipes, in order: the streams of the engine. After those of the tensors come those of packed
-    /// weights as the converter decodes them, each followed by itself rounded to the type of the model's own GGUF.
+    /// Names and recipes: the streams of the engine. First those of the tensors in order, then what [`Look::more`]
+    /// adds to them.
     pub fn recipes(&self) -> Vec<(&str, Recipe)> {
         let looks = self.looks();
-        let twofold = looks.iter().filter_map(|l| Some((l, l.recipe.as_converted()?))).flat_map(|(l, converted)| {
-            let rounded = converted.clone().map(Elementwise::Round(l.own));
-            [(l.name, converted), (l.name, rounded)]
-        });
-        looks.iter().map(|l| (l.name, l.recipe.clone())).chain(twofold).collect()
+        let more = looks.iter().flat_map(|l| l.more().into_iter().map(|recipe| (l.name, recipe)));
+        looks.iter().map(|l| (l.name, l.recipe.clone())).chain(more).collect()
     }
 
     /// Elements of all tensors.

@@ -3,19 +3,21 @@
 //! A golden in `fixtures/arch/` holds a config.json, the names, types and shapes of the model's tensors, and what
 //! `convert_hf_to_gguf --outtype bf16` made of them. `tests/oracle/arch_golden.py` writes one.
 
+use std::collections::HashSet;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
-use to_gguf::arch::{self, ArchError, ArchInput, Converted};
+use to_gguf::adapter::module_of;
+use to_gguf::arch::{self, ArchError, ArchInput, Converted, restore};
 use to_gguf::gguf::{Array, Value};
 use to_gguf::quant::GgmlType;
 use to_gguf::recipe::{ReadError, Recipe, RowSource, Scratch};
 use to_gguf::shape::Shape;
 use to_gguf::source::TensorSet;
 
-/// A tensor of which only the header is known.
+/// A tensor of which only the header is known, with made-up values.
 struct Header {
     name: String,
     shape: Shape,
@@ -29,8 +31,16 @@ impl RowSource for Header {
     fn precision(&self) -> GgmlType {
         self.precision
     }
-    fn read_rows(&self, _: Range<u64>, _: &mut [f32], _: &mut Scratch) -> Result<(), ReadError> {
-        Err(ReadError::new(&self.name, "has no data in this test"))
+    /// Every element of every tensor has a value of its own, a multiple of 2^-8.
+    fn read_rows(&self, rows: Range<u64>, out: &mut [f32], _: &mut Scratch) -> Result<(), ReadError> {
+        let seed = self.name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+        let first = rows.start * self.shape.row_len();
+        for (i, x) in out.iter_mut().enumerate() {
+            let mixed =
+                (seed ^ (first + i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            *x = (mixed >> 48) as f32 / 256.0;
+        }
+        Ok(())
     }
     fn describe(&self) -> String {
         self.name.clone()
@@ -64,7 +74,7 @@ fn convert(golden: &Json) -> Result<Converted, ArchError> {
         // Gemma 3 asks whether it is there.
         std::fs::write(folder.join("tokenizer.model"), "").unwrap();
     }
-    let tensors: TensorSet = golden["source"].as_array().unwrap().iter().map(|l| header(l.as_str().unwrap())).collect();
+    let tensors = source(golden);
     arch::convert(&ArchInput {
         config: &golden["config"],
         config_file: Path::new("config.json"),
@@ -93,16 +103,82 @@ fn told(value: &Value) -> (String, Json) {
     }
 }
 
-#[test]
-fn keys_and_tensors_are_those_of_the_converter() {
-    let mut seen = 0;
+/// All goldens by name.
+fn goldens() -> Vec<(String, Json)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/arch");
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
+    let golden = |path: &PathBuf| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let files = files.iter().filter(|p| p.extension().is_some_and(|e| e == "json"));
+    files.map(|p| (p.file_stem().unwrap().to_string_lossy().into_owned(), golden(p))).collect()
+}
+
+fn source(golden: &Json) -> TensorSet {
+    golden["source"].as_array().unwrap().iter().map(|l| header(l.as_str().unwrap())).collect()
+}
+
+/// Rows here and there: all that a wrong order would show.
+fn sample(recipe: &Recipe) -> Vec<f32> {
+    let (rows, len) = (recipe.shape().rows(), recipe.shape().row_len() as usize);
+    let mut scratch = Scratch::default();
+    let mut out = Vec::new();
+    for row in (0..16).map(|i| i * 7 % rows).chain((0..4).map(|i| rows * i / 4)).chain([rows - 1]) {
+        let at = out.len();
+        out.resize(at + len, 0.0);
+        recipe.rows(row..row + 1, &mut out[at..], &mut scratch).unwrap();
+    }
+    out
+}
+
+/// What an adapter of the model is merged into, where the base is the model's GGUF.
+#[test]
+fn the_original_tensors_are_restored_from_those_of_the_gguf() {
+    let mut restored = 0;
+    for (name, golden) in goldens() {
+        let made = convert(&golden).unwrap();
+        let gguf: TensorSet = made.tensors.iter().map(|t| (t.name.clone(), t.recipe.clone())).collect();
+        let source = source(&golden);
+        let modules: HashSet<String> = source.iter().map(|(name, _)| module_of(name)).collect();
+        let back = restore(Path::new("x.gguf"), &made.metadata, &gguf, &|n| modules.contains(&module_of(n))).unwrap();
+        for (tensor, recipe) in source.iter().filter(|(t, _)| !made.dropped.iter().any(|(d, _)| d == t)) {
+            if tensor.ends_with(".A_log") {
+                assert!(back.tensors().get(tensor).is_none(), "a logarithm is not undone exactly");
+                continue;
+            }
+            // The names' beginnings may be those of another class of the family.
+            let found = back.tensors().iter().find(|(n, _)| module_of(n) == module_of(tensor) && same_leaf(n, tensor));
+            let (_, got) = found.unwrap_or_else(|| panic!("{name}: {tensor} is not restored"));
+            if got.shape().elements() == recipe.shape().elements() {
+                assert!(
+                    sample(got) == sample(&recipe.clone().reshape(got.shape().clone()).unwrap()),
+                    "{name}: {tensor}"
+                );
+            } else {
+                let rows = got.shape().rows();
+                let head = recipe.clone().slice(0, rows).unwrap();
+                assert!(tensor.contains("embed") && sample(got) == sample(&head), "{name}: {tensor}");
+            }
+            restored += 1;
+        }
+        let changed: HashSet<&str> = back.tensors().iter().map(|(n, _)| n).collect();
+        for tensor in back.convert(back.tensors(), &changed, None).unwrap() {
+            let stored = gguf.get(&tensor.name).unwrap_or_else(|| panic!("{name}: {} is new", tensor.name));
+            assert_eq!(stored.shape(), tensor.recipe.shape(), "{name}: {}", tensor.name);
+            assert!(sample(stored) == sample(&tensor.recipe), "{name}: {}", tensor.name);
+        }
+    }
+    assert!(restored > 700, "only {restored} tensors");
+}
+
+fn same_leaf(one: &str, other: &str) -> bool {
+    one.rsplit('.').next() == other.rsplit('.').next()
+}
+
+#[test]
+fn keys_and_tensors_are_those_of_the_converter() {
+    let mut seen = 0;
     let mut wrong = Vec::new();
-    for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "json")) {
-        let golden: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        let name = path.file_stem().unwrap().to_string_lossy();
+    for (name, golden) in goldens() {
         seen += 1;
         let made = match convert(&golden) {
             Ok(made) => made,

@@ -235,8 +235,7 @@ impl Context<'_> {
 
     /// Adds a change of `target` by `module`.
     pub(super) fn edit(&mut self, target: &Target, module: &str, edit: Edit) {
-        let placed = Placed { adapter: self.index, module: module.to_string(), edit };
-        self.draft.edits.entry(target.name.clone()).or_default().push(placed);
+        self.draft.add(self.index, &target.name, module, edit);
     }
 
     /// Gives a tensor more rows, or fewer, before any change: `recipe` is what the changes then start from.
@@ -301,6 +300,12 @@ impl Draft {
     /// The kinds of a tensor's changes; `None` where there are none.
     pub(super) fn kinds(&self, name: &str) -> Option<impl Iterator<Item = &'static str> + '_> {
         self.edits.get(name).map(|placed| placed.iter().map(|p| p.edit.kind))
+    }
+
+    /// Adds a change of the tensor `target` by a module of adapter number `adapter`.
+    pub(super) fn add(&mut self, adapter: usize, target: &str, module: &str, edit: Edit) {
+        let placed = Placed { adapter, module: module.to_string(), edit };
+        self.edits.entry(target.to_string()).or_default().push(placed);
     }
 
     /// Makes a tensor appear in the result, changed or not.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::gguf::GgufError;
 use crate::recipe::{ReadError, ShapeError};
 use crate::shape::Shape;
 use crate::source::SourceError;
@@ -163,6 +164,9 @@ pub enum AdapterError {
     /// A weight file could not be opened.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// A GGUF adapter could not be opened.
+    #[error(transparent)]
+    Gguf(Box<GgufError>),
     /// Recipes do not fit together.
     #[error(transparent)]
     Shape(#[from] ShapeError),

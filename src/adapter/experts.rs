@@ -243,10 +243,10 @@ fn split(
 }
 
 /// The deltas of a stack of experts, one after another.
-struct ExpertDeltas {
-    factors: Vec<Factors>,
+pub(super) struct ExpertDeltas {
+    pub(super) factors: Vec<Factors>,
     /// Rows of one expert.
-    rows: u64,
+    pub(super) rows: u64,
 }
 
 impl Addend for ExpertDeltas {

@@ -4,6 +4,8 @@
 //! tensors into merged ones: every tensor of every adapter is taken by the rule that understands it, and one that
 //! none understands is an error that names it. No weight is read for that; rows are merged when they stream by.
 //!
+//! [`GgufLora`] is an adapter in llama.cpp's own form, whose changes belong to GGUF names.
+//!
 //! Names are taken apart in `keys` and found in the model by `names`; `draft` collects the changes by tensor; one
 //! file per family of forms says what its parameters do; `change` weighs, rounds, measures and checks.
 
@@ -18,6 +20,7 @@ mod draft;
 mod error;
 mod experts;
 mod extract;
+mod gguf;
 mod implied;
 mod keys;
 mod lazy;
@@ -46,6 +49,7 @@ pub use combine::{ResidualBase, combine, has_residual_base};
 pub use config::AdapterConfig;
 pub use error::{AdapterError, Mismatch};
 pub use extract::{Captured, Extracted, extract};
+pub use gguf::{GgufLora, is_gguf_adapter};
 pub use implied::implied_tensors;
 pub use peft::{EmbeddingChanges, EmbeddingLayers, PeftAdapter, PeftTensor};
 pub use plan::apply;
@@ -152,6 +156,18 @@ impl Adapter {
     pub fn config(&self) -> &AdapterConfig {
         &self.config
     }
+
+    /// The modules that it changes, in the form of [`module_of`].
+    pub fn changed_modules(&self) -> impl Iterator<Item = String> + '_ {
+        let trained = self.contents.modules.iter().map(|m| &m.name);
+        trained.chain(self.contents.saved.iter().map(|s| &s.module)).map(|name| names::canonical(name))
+    }
+}
+
+/// The module of a model's tensor, without what only says how the model is wrapped: equal for tensors that adapters
+/// and models of different versions name differently.
+pub fn module_of(tensor: &str) -> String {
+    names::canonical(tensor.rsplit_once('.').map_or("", |(module, _)| module))
 }
 
 /// The names of folders beneath `dir` that hold an adapter.

@@ -13,11 +13,11 @@ use super::names;
 use crate::recipe::{ReadError, Recipe, Scratch, Term};
 
 /// The tensor as the adapter brings it.
-struct Replace {
-    tensor: Recipe,
+pub(super) struct Replace {
+    pub(super) tensor: Recipe,
     /// Whether it is PEFT's copy of a tensor that was frozen in training: what lies beneath the factors of an
     /// embedding or a head is saved with them.
-    frozen: bool,
+    pub(super) frozen: bool,
 }
 
 impl Rewrite for Replace {

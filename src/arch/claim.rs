@@ -25,9 +25,41 @@ pub(super) struct Claimed {
 }
 
 /// A row with its source pattern taken apart.
-struct Row<'a> {
+pub(super) struct Row<'a> {
     pattern: Pattern<'a>,
-    tensor: &'a Tensor,
+    pub(super) tensor: &'a Tensor,
+}
+
+/// A family's rows, as they hold for one model.
+pub(super) struct Table<'a> {
+    config: &'a Config,
+    pub(super) rows: Vec<Row<'a>>,
+    blocks: u64,
+}
+
+impl<'a> Table<'a> {
+    pub(super) fn new(family: &Family, config: &'a Config) -> Result<Self, ArchError> {
+        let rows = family.tensors.iter().flat_map(|table| table.iter());
+        let rows = rows.map(|tensor| Row { pattern: Pattern::parse(tensor.source), tensor }).collect();
+        Ok(Table { config, rows, blocks: config.blocks()? })
+    }
+
+    /// The rows whose source is of this name, by number. The first decides; the others that have the very same
+    /// source split it.
+    pub(super) fn find(&self, name: &str) -> Vec<(usize, Found<'static>)> {
+        let found = self.rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.pattern.find(name)?)));
+        found.filter(|(i, found)| self.holds(*i, found.block)).collect()
+    }
+
+    /// Whether a row holds for a block.
+    pub(super) fn holds(&self, row: usize, block: Option<u64>) -> bool {
+        let holds = match self.rows[row].tensor.when {
+            When::Always => true,
+            When::Model(f) => f(self.config),
+            When::Block(f) => block.is_some_and(|b| f(self.config, b)),
+        };
+        holds && block.is_none_or(|b| b < self.blocks)
+    }
 }
 
 /// Members of a group of stacks that have been met: per row index, by member number.
@@ -43,26 +75,26 @@ struct Members {
     count: u64,
 }
 
-pub(super) fn claim(family: &Family, config: &Config, source: &TensorSet, folder: &Path) -> Result<Claimed, ArchError> {
-    let rows: Vec<Row<'_>> = family
-        .tensors
-        .iter()
-        .flat_map(|table| table.iter())
-        .map(|tensor| Row { pattern: Pattern::parse(tensor.source), tensor })
-        .collect();
+/// Gives the tensors of `source` their places. `folder` is the tokenizer's; without one, they are those of a GGUF,
+/// which has its computed tensors already.
+pub(super) fn claim(
+    family: &Family,
+    config: &Config,
+    source: &TensorSet,
+    folder: Option<&Path>,
+) -> Result<Claimed, ArchError> {
     let mut claims = Claims {
         config,
-        rows,
+        table: Table::new(family, config)?,
         strip: family.strip,
         extra_blocks: family.extra_blocks,
         folder,
-        blocks: config.blocks()?,
         out: Claimed { tensors: Vec::new(), dropped: Vec::new() },
         by_name: HashMap::new(),
         groups: HashMap::new(),
         unknown: Vec::new(),
     };
-    for generate in family.generated {
+    for generate in family.generated.iter().filter(|_| folder.is_some()) {
         for made in generate(config)? {
             let recipe = Recipe::constant(made.shape, made.values)
                 .map_err(|source| ArchError::Shape { name: made.name.into(), source })?;
@@ -78,11 +110,10 @@ pub(super) fn claim(family: &Family, config: &Config, source: &TensorSet, folder
 
 struct Claims<'a> {
     config: &'a Config,
-    rows: Vec<Row<'a>>,
+    table: Table<'a>,
     strip: &'static [&'static str],
     extra_blocks: Option<&'static str>,
-    folder: &'a Path,
-    blocks: u64,
+    folder: Option<&'a Path>,
     out: Claimed,
     by_name: HashMap<String, usize>,
     groups: HashMap<(u64, &'static str), Group>,
@@ -103,24 +134,17 @@ impl Claims<'_> {
             }
         };
         if let Some(reason) = self.extra_blocks
-            && pattern::block_of(&name).is_some_and(|b| b >= self.blocks)
+            && pattern::block_of(&name).is_some_and(|b| b >= self.table.blocks)
         {
             self.out.dropped.push((source.into(), reason));
             return Ok(());
         }
-        let found: Vec<(usize, Found<'_>)> = self
-            .rows
-            .iter()
-            .enumerate()
-            .filter_map(|(i, row)| Some((i, row.pattern.find(&name)?)))
-            .filter(|(i, found)| self.holds(self.rows[*i].tensor.when, found.block))
-            .filter(|(_, found)| found.block.is_none_or(|b| b < self.blocks))
-            .collect();
+        let found = self.table.find(&name);
         let Some(&(first, _)) = found.first() else {
             self.unknown.push(source.into());
             return Ok(());
         };
-        match self.rows[first].tensor.fate {
+        match self.table.rows[first].tensor.fate {
             Fate::Named(_) => {}
             Fate::Zero(_) if !is_zero(source, recipe)? => {
                 return Err(ArchError::NotZero { name: source.into(), class: self.config.class().into() });
@@ -130,9 +154,9 @@ impl Claims<'_> {
                 return Ok(());
             }
         }
-        let text = self.rows[first].tensor.source;
+        let text = self.table.rows[first].tensor.source;
         for (i, found) in found {
-            let tensor = self.rows[i].tensor;
+            let tensor = self.table.rows[i].tensor;
             let Fate::Named(output) = tensor.fate else { continue };
             if tensor.source != text {
                 continue;
@@ -164,7 +188,7 @@ impl Claims<'_> {
             let Some(mut group) = self.groups.remove(&key) else { continue };
             group.rows.sort_keys();
             for ((i, suffix), mut members) in group.rows {
-                let tensor = self.rows[i].tensor;
+                let tensor = self.table.rows[i].tensor;
                 let Fate::Named(output) = tensor.fate else { continue };
                 let found = Found { block: Some(key.0), member: None, suffix };
                 let mut parts = Vec::new();
@@ -186,19 +210,11 @@ impl Claims<'_> {
     /// Whether all rows of a group have all their members. Every row of the group counts, also one of which
     /// nothing has been met, in one suffix at least.
     fn is_whole(&self, name: &str, group: &Group) -> bool {
-        let needed = self.rows.iter().filter(|r| r.tensor.stack.is_some_and(|s| s.group == name)).count();
+        let needed = self.table.rows.iter().filter(|r| r.tensor.stack.is_some_and(|s| s.group == name)).count();
         let mut met: Vec<usize> = group.rows.keys().map(|(i, _)| *i).collect();
         met.sort_unstable();
         met.dedup();
         met.len() == needed && group.met == group.rows.values().map(|m| m.count).sum::<u64>()
-    }
-
-    fn holds(&self, when: When, block: Option<u64>) -> bool {
-        match when {
-            When::Always => true,
-            When::Model(f) => f(self.config),
-            When::Block(f) => block.is_some_and(|b| f(self.config, b)),
-        }
     }
 
     /// Applies a row's operations and adds the output.
@@ -211,8 +227,12 @@ impl Claims<'_> {
         mut recipe: Recipe,
         sources: Vec<String>,
     ) -> Result<(), ArchError> {
-        let place = Place { config: self.config, source, block: found.block, folder: self.folder };
+        let folder = self.folder.unwrap_or(Path::new(""));
+        let place = Place { config: self.config, source, block: found.block, folder };
         for op in tensor.ops {
+            if matches!(op, Op::TokenRows(_)) && self.folder.is_none() {
+                continue;
+            }
             recipe = apply(*op, recipe, &place)?;
         }
         let name = pattern::output_name(output, found.block, found.member, found.suffix);
@@ -259,7 +279,7 @@ impl Claims<'_> {
         let mut keys: Vec<_> = self.groups.keys().copied().collect();
         keys.sort_unstable();
         for (block, name) in keys {
-            for (i, row) in self.rows.iter().enumerate() {
+            for (i, row) in self.table.rows.iter().enumerate() {
                 let Some(stack) = row.tensor.stack.filter(|s| s.group == name) else { continue };
                 let Fate::Named(output) = row.tensor.fate else { continue };
                 let count = stack.count.value(self.config)?;
@@ -301,7 +321,7 @@ fn is_zero(name: &str, recipe: &Recipe) -> Result<bool, ArchError> {
 }
 
 /// Rows per matrix: the last dimension but one, the only one of a vector.
-fn matrix_rows(recipe: &Recipe) -> u64 {
+pub(super) fn matrix_rows(recipe: &Recipe) -> u64 {
     let dims = recipe.shape().dims();
     match dims.len() {
         0 => 1,
@@ -376,6 +396,10 @@ fn apply(op: Op, recipe: Recipe, place: &Place<'_>) -> Result<Recipe, ArchError>
                 None => Ok(recipe),
             }
         }
+        Op::TokenRows(count) => {
+            let count = count(&recipe, place)?;
+            recipe.slice(0, count)
+        }
         Op::Hook(f) => return f(recipe, place),
     };
     made.map_err(|source| place.shape_error(source))
@@ -401,6 +425,13 @@ fn every_column(recipe: Recipe, start: u64, step: u64) -> Result<Recipe, ShapeEr
 
 /// Rows of `groups` groups of queries, one key and one value each, in the order queries, keys, values.
 fn degroup(recipe: Recipe, groups: u64, heads: u64) -> Result<Recipe, ShapeError> {
+    let order = degrouped_order(&recipe, groups, heads)?;
+    let rows = order.len() as u64;
+    recipe.select(RowMap::Gather(order.into()), rows)
+}
+
+/// The source row of every row of [`Op::Degroup`].
+pub(super) fn degrouped_order(recipe: &Recipe, groups: u64, heads: u64) -> Result<Vec<u64>, ShapeError> {
     let rows = if recipe.shape().ndim() == 1 { recipe.shape().elements() } else { recipe.shape().rows() };
     let queries = heads.checked_div(groups).unwrap_or(0);
     let head = rows.checked_div(groups * (queries + 2)).unwrap_or(0);
@@ -414,10 +445,9 @@ fn degroup(recipe: Recipe, groups: u64, heads: u64) -> Result<Recipe, ShapeError
     }
     let heads_of =
         |from: u64, to: u64| (0..groups).flat_map(move |g| (from..to).map(move |h| (g * (queries + 2) + h) * head));
-    let order: Vec<u64> = heads_of(0, queries)
+    let order = heads_of(0, queries)
         .chain(heads_of(queries, queries + 1))
         .chain(heads_of(queries + 1, queries + 2))
-        .flat_map(|first| first..first + head)
-        .collect();
-    recipe.select(RowMap::Gather(order.into()), rows)
+        .flat_map(|first| first..first + head);
+    Ok(order.collect())
 }

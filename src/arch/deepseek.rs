@@ -52,8 +52,20 @@ pub(super) const DEEPSEEK2: Family = Family {
     tensors: &[TIED, DECODER, NORMS, LATENT_ATTENTION, GATED_MLP, MIXTURE],
     extra_blocks: Some("a layer that predicts a further token, which llama.cpp does not use"),
     keys: &[COMMON, Key::Many(latent_keys)],
+    restored: widths,
     ..Family::NEW
 };
+
+/// The widths of a head's parts; key and value have as many heads as the query.
+fn widths(key: &dyn Fn(&str) -> Option<u64>) -> Vec<(&'static str, Option<u64>)> {
+    let rotated = key("rope.dimension_count");
+    let keys = key("attention.key_length_mla").zip(rotated).and_then(|(all, rotated)| all.checked_sub(rotated));
+    vec![
+        ("num_key_value_heads", key("attention.head_count")),
+        ("qk_nope_head_dim", keys),
+        ("v_head_dim", key("attention.value_length_mla")),
+    ]
+}
 
 fn latent_keys(config: &Config, keys: &mut Keys) -> Result<(), ArchError> {
     // Absorbed latent attention has one key and value head.

@@ -116,6 +116,31 @@ pub enum ArchError {
         /// The source tensor.
         name: String,
     },
+    /// A GGUF of an architecture without a family.
+    #[error(
+        "{}: its architecture is '{arch}', and only adapters of known architectures can be merged into a GGUF; merge \
+         into the model folder instead",
+        file.display()
+    )]
+    UnknownArchitecture {
+        /// The GGUF.
+        file: PathBuf,
+        /// `general.architecture`.
+        arch: String,
+    },
+    /// An adapter changes a tensor that the GGUF has no place for.
+    #[error(
+        "{}: has no place for {name}, which the adapter changes: {reason}; merge into the model folder instead",
+        file.display()
+    )]
+    NotRestored {
+        /// The GGUF.
+        file: PathBuf,
+        /// The tensor under the model's name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// A tensor's shape does not allow what the architecture does with it.
     #[error("tensor {name}: {source}; compare config.json with the weights, they seem to be of different models")]
     Shape {

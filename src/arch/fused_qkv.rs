@@ -130,5 +130,6 @@ pub(super) const FALCON: Family = Family {
         Key::F32("attention.layer_norm_epsilon", From::Need(&["layer_norm_epsilon"])),
         Key::FileType,
     ],
+    restored: |key| vec![("n_head_kv", key("attention.head_count_kv"))],
     ..Family::NEW
 };

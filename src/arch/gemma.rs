@@ -35,7 +35,7 @@ const QK_NORMS: &[Tensor] = &[
 ];
 
 const ENDS_OF_GEMMA3: &[Tensor] = &[
-    tensor("token_embd.weight", "model.embed_tokens.weight").ops(&[Op::Hook(rows_with_tokens)]),
+    tensor("token_embd.weight", "model.embed_tokens.weight").ops(&[Op::TokenRows(tokens)]),
     tensor("output_norm.weight", "model.norm.weight").ops(DISTANCE_FROM_ONE),
     tensor("output.weight", "lm_head.weight"),
 ];
@@ -121,9 +121,8 @@ fn window(config: &Config) -> Result<Option<Json>, ArchError> {
     }
 }
 
-/// The embedding rows that the tokenizer has tokens for: Gemma 3's table has more (`Gemma3Model.modify_tensors`).
-/// No word of the vocabulary, since the number is in the tokenizer's files.
-fn rows_with_tokens(recipe: Recipe, place: &Place<'_>) -> Result<Recipe, ArchError> {
+/// Tokens of the tokenizer: Gemma 3's table has rows beyond them (`Gemma3Model.modify_tensors`).
+fn tokens(recipe: &Recipe, place: &Place<'_>) -> Result<u64, ArchError> {
     let rows = recipe.shape().rows();
     let tokens = if place.folder.join("tokenizer.model").is_file() {
         place.config.uint(&["vocab_size"])?.unwrap_or(rows)
@@ -139,5 +138,5 @@ fn rows_with_tokens(recipe: Recipe, place: &Place<'_>) -> Result<Recipe, ArchErr
         };
         (pieces + json["added_tokens"].as_array().map_or(0, Vec::len)) as u64
     };
-    recipe.slice(0, tokens.min(rows)).map_err(|e| place.shape_error(e))
+    Ok(tokens.min(rows))
 }

@@ -35,14 +35,17 @@ mod olmo;
 mod pattern;
 mod phi;
 mod qwen;
+mod restore;
 mod rope;
 pub mod spec;
 mod stored;
 mod t5;
+mod undo;
 
 pub use config::Config;
 pub use error::ArchError;
 pub use model_id::{ParameterCounts, size_label};
+pub use restore::{Restored, restore};
 pub use spec::Family;
 pub use stored::{ConvertedTensor, Stored, guess_output_type};
 
@@ -134,6 +137,12 @@ pub fn supported_classes() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().flat_map(|f| f.classes.iter().copied())
 }
 
+/// Whether llama.cpp takes an output head of its own for an architecture, where the model has one.
+pub fn has_head(arch: &str) -> bool {
+    let tables = FAMILIES.iter().filter(|f| f.arch == arch).flat_map(|f| f.tensors.iter().copied().flatten());
+    tables.into_iter().any(|t| matches!(t.fate, spec::Fate::Named("output.weight" | "output.*")))
+}
+
 fn recognise(input: &ArchInput<'_>) -> Result<(&'static Family, Config), ArchError> {
     let config = Config::new(input.config, input.config_file)?;
     match family(config.class()) {
@@ -162,7 +171,7 @@ pub struct Arranged {
 /// Arranges a model's tensors without describing the model.
 pub fn arrange(input: &ArchInput<'_>) -> Result<Arranged, ArchError> {
     let (family, config) = recognise(input)?;
-    let claimed = claim::claim(family, &config, input.tensors, input.tokenizer_folder)?;
+    let claimed = claim::claim(family, &config, input.tensors, Some(input.tokenizer_folder))?;
     Ok(Arranged { arch: family.arch, vocab: family.vocab, tensors: claimed.tensors, dropped: claimed.dropped })
 }
 
@@ -181,7 +190,7 @@ pub fn adapter_metadata(arch: &str, folder: &Path, parameters: u64, alpha: f32) 
 /// Describes a model as `convert_hf_to_gguf` writes it: the same keys and tensors in the same order.
 pub fn convert(input: &ArchInput<'_>) -> Result<Converted, ArchError> {
     let (family, config) = recognise(input)?;
-    let claimed = claim::claim(family, &config, input.tensors, input.tokenizer_folder)?;
+    let claimed = claim::claim(family, &config, input.tensors, Some(input.tokenizer_folder))?;
     let counts = ParameterCounts::of(claimed.tensors.iter().map(|t| (t.name.as_str(), t.recipe.shape().dims())));
 
     let mut metadata = Metadata::new();

@@ -45,7 +45,13 @@ pub struct Family {
     pub keys: &'static [Key],
     /// Keys after those of the tokenizer.
     pub late_keys: &'static [Key],
+    /// Config values that a GGUF of the family holds under no key of the table: what its own keys say of them, for
+    /// merging into the GGUF. The function it is given looks a key up, without the architecture's prefix.
+    pub restored: Restored,
 }
+
+/// Config values by name, from a function that looks up a GGUF's keys.
+pub type Restored = fn(&dyn std::ops::Fn(&str) -> Option<u64>) -> Vec<(&'static str, Option<u64>)>;
 
 impl Family {
     /// A family with nothing said: the base of struct updates.
@@ -62,6 +68,7 @@ impl Family {
         early_keys: &[],
         keys: &[],
         late_keys: &[],
+        restored: |_| Vec::new(),
     };
 }
 
@@ -256,6 +263,9 @@ pub enum Op {
     Skip(Num),
     /// Without dimensions of size 1.
     Squeeze,
+    /// The first rows of the embeddings, as many as the tokenizer has tokens: the number is in its files. The
+    /// embeddings of a GGUF are so already.
+    TokenRows(fn(&Recipe, &Place<'_>) -> Result<u64, ArchError>),
     /// Where no word suffices.
     Hook(fn(Recipe, &Place<'_>) -> Result<Recipe, ArchError>),
 }

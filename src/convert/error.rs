@@ -44,12 +44,21 @@ pub enum ConvertError {
     /// The output files.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// An adapter over a GGUF.
+    /// An adapter that changes more of a GGUF than its weights.
     #[error(
-        "--lora: {path} is a GGUF, and adapters are merged into model folders only; give the folder it was made from"
+        "{}: the adapter changes the {what}, and a GGUF's own keys cannot follow; merge into the model folder instead",
+        path.display()
     )]
-    AdapterOnGguf {
+    ReshapesGguf {
         /// The GGUF.
+        path: PathBuf,
+        /// What changes, in words.
+        what: &'static str,
+    },
+    /// An adapter without the model that it belongs to.
+    #[error("{}: is an adapter, not a model; name its model with --base", path.display())]
+    NoBase {
+        /// The adapter.
         path: PathBuf,
     },
     /// A projector that is none.

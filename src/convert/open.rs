@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{AdapterReport, ConvertError, ModelReport, Request};
-use crate::adapter::{self, Adapter, BaseInfo, MergeOptions, MergeSummary};
+use super::adapters::Adapters;
+use super::{AdapterReport, ConvertError, ModelReport, Request, gguf};
+use crate::adapter::{self, BaseInfo, MergeSummary, is_gguf_adapter};
 use crate::arch::{self, ArchInput};
 use crate::gguf::{GgufFile, Metadata, Value};
 use crate::ollama::{ChatInput, Modelfile, ModelfileInput, Wishes, licenses};
-use crate::plan::{Model, StoredTensor, Tensors};
+use crate::plan::{Model, Tensors};
 use crate::report::Dropped;
-use crate::source::{self, GgufModel, ModelFolder, Places, TensorSet, resolve_model, tokenizer_files};
+use crate::source::{self, GgufModel, ModelFolder, Places, TensorSet, resolve_base, resolve_model, tokenizer_files};
 use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabFit};
 
 /// A model that is ready to be planned.
@@ -34,8 +35,8 @@ pub(super) struct Opened {
 
 /// What a Modelfile says beyond the file's name.
 pub(super) struct Chat {
-    input: ModelfileInput,
-    projectors: Vec<PathBuf>,
+    pub(super) input: ModelfileInput,
+    pub(super) projectors: Vec<PathBuf>,
 }
 
 impl Chat {
@@ -68,10 +69,18 @@ impl Chat {
 /// Opens what the request names.
 pub(super) fn open(request: &Request) -> Result<Opened, ConvertError> {
     let places = Places::from_environment();
+    let base = |base: &Path, adapter: Option<&Path>| match base.is_file() {
+        true => gguf::open(request, base, adapter),
+        false => open_folder(request, base, adapter),
+    };
     let mut opened = match resolve_model(&request.model, request.base.as_deref(), &places)? {
         source::Model::Folder(folder) => open_folder(request, &folder, None),
-        source::Model::Adapter { adapter, base } => open_folder(request, &base, Some(&adapter)),
-        source::Model::Gguf(path) => open_gguf(request, &path),
+        source::Model::Adapter { adapter, base: model } => base(&model, Some(&adapter)),
+        source::Model::Gguf(path) if is_gguf_adapter(GgufModel::open(&path)?.metadata()) => match &request.base {
+            Some(name) => base(&resolve_base(name, &path, &places, "--base")?, Some(&path)),
+            None => Err(ConvertError::NoBase { path }),
+        },
+        source::Model::Gguf(path) => gguf::open(request, &path, None),
     }?;
     opened.chat.wish(&request.wishes)?;
     Ok(opened)
@@ -93,8 +102,8 @@ pub(super) struct MergedFolder {
     pub(super) base: ModelFolder,
     /// Merged tensors under the base's names.
     pub(super) tensors: TensorSet,
-    /// What the report says of them.
-    pub(super) reports: Vec<AdapterReport>,
+    /// The adapters. Those in llama.cpp's form are not merged yet: they change GGUF names.
+    pub(super) adapters: Adapters,
     /// What merging does.
     pub(super) merge: MergeSummary,
     /// `config.json` as merging leaves it.
@@ -110,25 +119,17 @@ impl MergedFolder {
     pub(super) fn open(request: &Request, folder: &Path, own: Option<&Path>) -> Result<Self, ConvertError> {
         let base = ModelFolder::open(folder)?;
         let mut tensors = base.tensors();
-        let requested = own
-            .map(|path| (path, 1.0))
-            .into_iter()
-            .chain(request.adapters.iter().map(|a| (a.path.as_path(), a.weight)));
-        let mut adapters = Vec::new();
-        for (path, weight) in requested {
-            adapters.push((Adapter::open(path, request.adapter.as_deref())?, weight));
-        }
+        let adapters = Adapters::open(request, own)?;
         let mut merge = MergeSummary::default();
-        if !adapters.is_empty() {
+        if !adapters.peft.is_empty() {
             let info = BaseInfo::new(base.name(), base.config());
-            merge = adapter::apply(&adapters, &mut tensors, &info, &MergeOptions { dtype: request.merge_dtype })?;
+            merge = adapter::apply(&adapters.peft, &mut tensors, &info, &adapters.options)?;
         }
-        let reports = adapters.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, &merge)).collect();
-        let homes: Vec<&Path> = adapters.iter().map(|(a, _)| a.path()).chain([folder]).collect();
+        let homes: Vec<&Path> = adapters.peft.iter().map(|(a, _)| a.path()).chain([folder]).collect();
         let tokenizer = TokenizerFiles::new(homes);
         let config = merged_config(base.config(), &merge);
         let origin = own.unwrap_or(folder).to_owned();
-        Ok(MergedFolder { base, tensors, reports, merge, config, tokenizer, origin })
+        Ok(MergedFolder { base, tensors, adapters, merge, config, tokenizer, origin })
     }
 
     /// What files are named after.
@@ -141,16 +142,17 @@ impl MergedFolder {
 fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<Opened, ConvertError> {
     let merged = MergedFolder::open(request, folder, own)?;
     let name = merged.name();
-    let MergedFolder { base, tensors, reports, merge, config, tokenizer: files, origin, .. } = merged;
-    let mut warnings = merge.warnings.clone();
-    let converted = arch::convert(&ArchInput {
+    let MergedFolder { base, tensors, adapters, mut merge, config, tokenizer: files, origin, .. } = merged;
+    let mut converted = arch::convert(&ArchInput {
         config: &config,
         config_file: &folder.join("config.json"),
         tensors: &tensors,
-        folder: &origin,
+        folder: if origin.is_dir() { &origin } else { folder },
         tokenizer_folder: files.home().unwrap_or(folder),
         name: None,
     })?;
+    adapters.merge_converted(&mut converted, &mut merge)?;
+    let mut warnings = merge.warnings.clone();
     let options = TokenizerOptions {
         pre_tokenizer: request.pre_tokenizer.clone(),
         kind: converted.vocab,
@@ -192,50 +194,9 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         tokenizer_files: files.home().map(tokenizer_files).unwrap_or_default(),
         chat,
         report,
-        adapters: reports,
+        adapters: adapters.reports(&merge),
         merge,
         warnings,
-    })
-}
-
-/// Opens a GGUF, split or not, as a model to quantize again.
-fn open_gguf(request: &Request, path: &Path) -> Result<Opened, ConvertError> {
-    if !request.adapters.is_empty() {
-        return Err(ConvertError::AdapterOnGguf { path: path.to_owned() });
-    }
-    let gguf = GgufModel::open(path)?;
-    let kinds: Vec<_> = gguf.source_tensors().iter().map(|t| (t.kind, t.part)).collect();
-    let tensors: Vec<StoredTensor> = gguf
-        .tensors()
-        .iter()
-        .zip(kinds)
-        .map(|((name, recipe), (kind, part))| StoredTensor {
-            name: name.to_owned(),
-            recipe: recipe.clone(),
-            kind,
-            part,
-        })
-        .collect();
-    let metadata = gguf.metadata().clone();
-    let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("unknown").to_owned();
-    let input = ModelfileInput::of_gguf(gguf.file(), path);
-    let stem = path.file_stem().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
-    Ok(Opened {
-        name: stem,
-        report: ModelReport {
-            path: path.to_owned(),
-            architecture,
-            tensors: tensors.len(),
-            parameters: 0,
-            bytes: gguf.file().parts().iter().map(|p| p.size).sum(),
-            dropped: Vec::new(),
-        },
-        model: Model { metadata, tensors: Tensors::Stored(tensors) },
-        tokenizer_files: Vec::new(),
-        chat: Chat { input, projectors: Vec::new() },
-        adapters: Vec::new(),
-        merge: MergeSummary::default(),
-        warnings: Vec::new(),
     })
 }
 
@@ -261,19 +222,15 @@ fn merged_config(config: &serde_json::Value, merge: &MergeSummary) -> serde_json
     config
 }
 
-/// What the report says of an adapter.
-pub(super) fn adapter_report(adapter: &Adapter, weight: f32, summary: &MergeSummary) -> AdapterReport {
-    let changes: Vec<_> = summary.changes.iter().filter(|c| c.adapter == adapter.label()).collect();
-    let mut kinds: Vec<&str> = changes.iter().map(|c| c.kind).collect();
-    kinds.sort_unstable();
-    kinds.dedup();
-    AdapterReport { path: adapter.path().to_owned(), weight, kind: kinds.join(", "), tensors: changes.len() }
-}
-
-/// A folder's own name, also for `.` and `..`.
-pub(super) fn name_of(folder: &Path) -> String {
-    let resolved = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    resolved.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
+/// A folder's own name, also for `.` and `..`; a file's without its ending.
+pub(super) fn name_of(path: &Path) -> String {
+    let name = if path.is_file() {
+        path.file_stem().map(ToOwned::to_owned)
+    } else {
+        let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        resolved.file_name().map(ToOwned::to_owned)
+    };
+    name.map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
 /// What a Modelfile needs to know of a model.

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::open::{adapter_report, chat, name_of};
+use super::adapters::adapter_report;
+use super::open::{chat, name_of};
 use super::{AdapterReport, ConvertError, Request};
 use crate::adapter::{self, Adapter, BaseInfo, MergeSummary};
 use crate::arch::Arranged;
@@ -137,7 +138,8 @@ impl Adapters {
 
     /// What the report says of each.
     pub(super) fn reports(&self, merge: &MergeSummary) -> Vec<AdapterReport> {
-        self.list.iter().map(|(adapter, weight)| adapter_report(adapter, *weight, merge)).collect()
+        let report = |(a, weight): &(Adapter, f32)| adapter_report(a.path(), a.label(), *weight, merge);
+        self.list.iter().map(report).collect()
     }
 
     /// The first folder with tokenizer files: an adapter's, or the base's.

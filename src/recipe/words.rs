@@ -22,6 +22,19 @@ pub enum RowMap {
         /// Rows of one head, an even number.
         head: u64,
     },
+    /// The way back from [`RowMap::Rope`].
+    Unrope {
+        /// Rows of one head, an even number.
+        head: u64,
+    },
+    /// Parts of `rows` rows each, which lie one after another, row by row in turn: the first row of every part, then
+    /// the second of every part.
+    Interleave {
+        /// Number of parts.
+        parts: u64,
+        /// Rows of each.
+        rows: u64,
+    },
     /// Of every `of` input rows, `take`: the one at `start` and those `step` apart (the same part of each matrix
     /// in a stack).
     Within {
@@ -47,6 +60,11 @@ impl RowMap {
                 let (h, p) = (i / head, i % head);
                 h * head + (p % 2) * (head / 2) + p / 2
             }
+            RowMap::Unrope { head } => {
+                let (h, p) = (i / head, i % head);
+                h * head + p % (head / 2) * 2 + p / (head / 2)
+            }
+            RowMap::Interleave { parts, rows } => i % parts * rows + i / parts,
             RowMap::Within { of, start, step, take } => i / take * of + start + i % take * step,
             RowMap::Gather(rows) => rows[i as usize],
         }
@@ -141,9 +159,15 @@ impl Recipe {
         }
         let last = match &map {
             RowMap::Stride { start, step } => count.checked_sub(1).map(|n| start + n * step),
-            RowMap::Rope { head } => {
+            RowMap::Rope { head } | RowMap::Unrope { head } => {
                 if *head == 0 || !head.is_multiple_of(2) || !count.is_multiple_of(*head) {
                     return Err(self.unfit("rope permutation", format!("whole heads of {head} (even) rows")));
+                }
+                count.checked_sub(1)
+            }
+            RowMap::Interleave { parts, rows } => {
+                if parts.checked_mul(*rows) != Some(count) {
+                    return Err(self.unfit("interleaving", format!("{parts} x {rows} rows, not {count}")));
                 }
                 count.checked_sub(1)
             }
@@ -171,11 +195,23 @@ impl Recipe {
 
     /// Llama's rotary row permutation over `heads` heads, for a weight `[heads * head, n]` or its bias.
     pub fn rope_permuted(self, heads: u64) -> Result<Recipe, ShapeError> {
+        let (head, rows) = self.heads(heads)?;
+        self.select(RowMap::Rope { head }, rows)
+    }
+
+    /// Undoes [`Recipe::rope_permuted`].
+    pub fn rope_restored(self, heads: u64) -> Result<Recipe, ShapeError> {
+        let (head, rows) = self.heads(heads)?;
+        self.select(RowMap::Unrope { head }, rows)
+    }
+
+    /// Rows of each of so many equal heads, and of all.
+    fn heads(&self, heads: u64) -> Result<(u64, u64), ShapeError> {
         let rows = if self.shape.ndim() == 1 { self.shape.elements() } else { self.shape.rows() };
         if heads == 0 || !rows.is_multiple_of(heads) {
             return Err(self.unfit("rope permutation", format!("rows in {heads} equal heads")));
         }
-        self.select(RowMap::Rope { head: rows / heads }, rows)
+        Ok((rows / heads, rows))
     }
 
     /// Columns `start..start + count` of every row.
