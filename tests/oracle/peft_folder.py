@@ -53,7 +53,7 @@ CASES = [  # name, model, adapters, weights, options of ours, options of make
     ("pissa", "llama", [L(init_lora_weights="pissa")], [], [], {}),
     ("pissa, gpt2", "gpt2", [L(target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, init_lora_weights="pissa")], [], [], {}),
     ("olora", "llama", [L(init_lora_weights="olora")], [], [], {}),
-    ("pissa and plain", "llama", [L(init_lora_weights="pissa"), L()], [1, 0.5], [], dict(keep_init=False)),
+    ("pissa and plain", "llama", [L(init_lora_weights="pissa"), L()], [1, 0.5], [], dict(keep_init=False, dtype="f32")),
 ]
 
 
