@@ -25,6 +25,9 @@ $program devices
 echo "== every kernel against the CPU"
 TO_GGUF_TEST_GPU=1 cargo test --release --quiet --test cuda_kernels --test cuda_values
 
+echo "== every path of rows through the GPU against the CPU"
+cargo test --release --quiet --test cuda_device -- --ignored --test-threads=1
+
 echo "== speed of the kernels"
 cargo bench --quiet --bench cuda
 

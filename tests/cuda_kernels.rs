@@ -4,6 +4,8 @@
 mod data;
 #[path = "common/kernels.rs"]
 mod host;
+#[path = "common/host_gpu.rs"]
+mod host_gpu;
 
 use data::Kind;
 use host::{Arg, Buffer, Geometry, Machine};

@@ -5,6 +5,8 @@
 mod data;
 #[path = "common/kernels.rs"]
 mod host;
+#[path = "common/host_gpu.rs"]
+mod host_gpu;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -132,7 +134,7 @@ fn the_committed_ptx_is_what_the_sources_give() {
 
 #[test]
 fn the_ptx_computes_what_the_host_kernels_compute() {
-    let Some(library) = host::library() else { return };
+    let Some(library) = host_gpu::library() else { return };
     script("tests/oracle/ptx_emulator.py", &[library.as_os_str()]);
 }
 

@@ -13,7 +13,8 @@
 //   SOFT_CUDA_DEVICES=1       number of GPUs            SOFT_CUDA_VERSION=12000    CUDA version of the driver
 //   SOFT_CUDA_MEMORY=BYTES    of each GPU               SOFT_CUDA_CAPABILITY=90    compute capability, times ten
 //   SOFT_CUDA_FAIL=CALL:N=CODE[,...]   the N-th such call (N+: from there on) answers CODE; CALL "kernel" stands for
-//                                      the execution of a kernel, which spoils its context as on a GPU
+//                                      the execution of a kernel, which spoils its context as on a GPU; the CODE -1
+//                                      of cuStreamSynchronize leaves out the wait and answers success
 //   SOFT_CUDA_LOG=FILE        at the end: how often each call was made, and each kernel ran
 #include <atomic>
 #include <cstdint>
@@ -134,7 +135,7 @@ struct Module {
 
 struct Work {
     // A copy or a filling: host memory it reads or writes, and how.
-    enum { UPLOAD, DOWNLOAD, FILL, LAUNCH } kind;
+    enum Kind { UPLOAD, DOWNLOAD, FILL, LAUNCH } kind;
     uint8_t *to = nullptr;
     const uint8_t *from = nullptr;
     size_t bytes = 0;
@@ -545,6 +546,17 @@ int queueable(Stream *stream, const char *call) {
     return SUCCESS;
 }
 
+Work copy(Work::Kind kind, uint8_t *to, const uint8_t *from, size_t bytes) {
+    Work w;
+    w.kind = kind, w.to = to, w.from = from, w.bytes = bytes;
+    return w;
+}
+
+int queued(Stream *stream, Work work) {
+    stream->queue.push_back(std::move(work));
+    return SUCCESS;
+}
+
 // Whether the current context has the device memory.
 bool on_device(const void *at, size_t bytes) {
     const Memory *m = holder(device_memory, at, bytes);
@@ -557,10 +569,7 @@ API cuMemcpyHtoDAsync_v2(uint8_t *to, const uint8_t *from, size_t bytes, Stream 
     if (int code = queueable(stream, "an upload")) return code;
     if (!on_device(to, bytes)) return breach("an upload leaves its buffer", INVALID_VALUE);
     if (!holder(pinned_memory, from, bytes)) return breach("an upload from memory that is not pinned", INVALID_VALUE);
-    Work w{Work::UPLOAD};
-    w.to = to, w.from = from, w.bytes = bytes;
-    stream->queue.push_back(std::move(w));
-    return SUCCESS;
+    return queued(stream, copy(Work::UPLOAD, to, from, bytes));
 }
 
 API cuMemcpyDtoHAsync_v2(uint8_t *to, const uint8_t *from, size_t bytes, Stream *stream) {
@@ -569,20 +578,16 @@ API cuMemcpyDtoHAsync_v2(uint8_t *to, const uint8_t *from, size_t bytes, Stream 
     if (!on_device(from, bytes)) return breach("a download leaves its buffer", INVALID_VALUE);
     if (!holder(pinned_memory, to, bytes)) return breach("a download to memory that is not pinned", INVALID_VALUE);
     memset(to, RUBBISH, bytes);
-    Work w{Work::DOWNLOAD};
-    w.to = to, w.from = from, w.bytes = bytes;
-    stream->queue.push_back(std::move(w));
-    return SUCCESS;
+    return queued(stream, copy(Work::DOWNLOAD, to, from, bytes));
 }
 
 API cuMemsetD8Async(uint8_t *to, unsigned char byte, size_t bytes, Stream *stream) {
     CALL_IN_CONTEXT("cuMemsetD8Async")
     if (int code = queueable(stream, "a filling")) return code;
     if (!on_device(to, bytes)) return breach("a filling leaves its buffer", INVALID_VALUE);
-    Work w{Work::FILL};
-    w.to = to, w.byte = byte, w.bytes = bytes;
-    stream->queue.push_back(std::move(w));
-    return SUCCESS;
+    Work w = copy(Work::FILL, to, nullptr, bytes);
+    w.byte = byte;
+    return queued(stream, std::move(w));
 }
 
 API cuLaunchKernel(const Kernel *kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
@@ -592,7 +597,7 @@ API cuLaunchKernel(const Kernel *kernel, unsigned grid_x, unsigned grid_y, unsig
     if (!grid_x || !block_x || grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1 || shared)
         return breach(std::string(kernel->host->name) + ": no kernel is launched so", INVALID_VALUE);
     if (block_x > kernel->max_threads) return LAUNCH_OUT_OF_RESOURCES;
-    Work w{Work::LAUNCH};
+    Work w = copy(Work::LAUNCH, nullptr, nullptr, 0);
     w.kernel = kernel, w.grid = grid_x, w.block = block_x;
     for (size_t i = 0; kernel->host->parameters[i]; ++i) {
         const char letter = kernel->host->parameters[i];
@@ -604,12 +609,12 @@ API cuLaunchKernel(const Kernel *kernel, unsigned grid_x, unsigned grid_y, unsig
                           ILLEGAL_ADDRESS);
         w.arguments.push_back(value);
     }
-    stream->queue.push_back(std::move(w));
-    return SUCCESS;
+    return queued(stream, std::move(w));
 }
 
 API cuStreamSynchronize(Stream *stream) {
-    if (int code = counted("cuStreamSynchronize")) return code;
+    // The code -1 stands for a wait that was forgotten.
+    if (int code = counted("cuStreamSynchronize")) return code == -1 ? SUCCESS : code;
     std::vector<Work> queue;
     {
         Lock lock(state);

@@ -5,20 +5,15 @@
 #[path = "gpu.rs"]
 mod gpu;
 
-use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::hash::{Hash, Hasher};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::OnceLock;
 
+use super::host_gpu;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use gpu::Gpu;
 use libloading::{Library, Symbol};
 use to_gguf::device::cuda::kernels::Kernel;
-
-const OPTIONS: [&str; 7] =
-    ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-fast-math", "-Wno-unknown-pragmas", "-fPIC", "-shared"];
 
 /// What `cuda/host/host_kernels.h` calls a HostKernel.
 #[repr(C)]
@@ -109,7 +104,7 @@ impl Machine {
             if std::env::var_os("TO_GGUF_TEST_GPU").is_some() {
                 return Some(Machine::Gpu(Box::new(Gpu::open())));
             }
-            library().map(|path| Machine::Host(load(&path)))
+            host_gpu::library().map(|path| Machine::Host(load(path)))
         });
         if machine.is_none() {
             eprintln!("SKIPPED: no C++ compiler (c++, or set CXX): the CUDA kernels are not compared with the CPU");
@@ -199,47 +194,6 @@ impl HostKernels {
             (self.entries[at].run)(grid, kernel.threads, backwards.into(), pointers.as_mut_ptr());
         }
     }
-}
-
-/// The compiled library, if there is a C++ compiler.
-pub fn library() -> Option<PathBuf> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let found = !cfg!(windows) && Command::new(&compiler).arg("--version").output().is_ok();
-    found.then(|| compile(&compiler))
-}
-
-/// Compiles `cuda/host/kernels.cpp`, once for each state of the sources.
-fn compile(compiler: &str) -> PathBuf {
-    let cuda = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
-    let mut hash = DefaultHasher::new();
-    (compiler, OPTIONS).hash(&mut hash);
-    for folder in [&cuda, &cuda.join("host")] {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-            .expect("the folder of the kernels")
-            .map(|e| e.expect("an entry").path())
-            .filter(|p| p.extension().is_some_and(|e| ["cu", "h", "cpp"].iter().any(|x| e == *x)))
-            .collect();
-        files.sort();
-        for file in files {
-            std::fs::read(&file).expect("a source of the kernels").hash(&mut hash);
-        }
-    }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let library = folder.join(format!("libkernels-{:016x}.so", hash.finish()));
-    if !library.exists() {
-        let unfinished =
-            folder.join(format!("libkernels-{}-{:?}.tmp", std::process::id(), std::thread::current().id()));
-        let output = Command::new(compiler)
-            .args(OPTIONS)
-            .arg(cuda.join("host/kernels.cpp"))
-            .arg("-o")
-            .arg(&unfinished)
-            .output()
-            .expect("the compiler starts");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        std::fs::rename(&unfinished, &library).expect("a finished library");
-    }
-    library
 }
 
 fn load(path: &Path) -> HostKernels {

@@ -36,7 +36,16 @@ fn command<S: AsRef<OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) ->
 
 /// Runs the program in a folder and waits for it.
 pub fn to_gguf<S: AsRef<OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> Run {
-    let output = command(folder, args).output().expect("the program starts");
+    to_gguf_with(folder, args, [])
+}
+
+/// Runs the program with more in its environment.
+pub fn to_gguf_with<'e, S: AsRef<OsStr>>(
+    folder: &Path,
+    args: impl IntoIterator<Item = S>,
+    environment: impl IntoIterator<Item = (&'e str, &'e str)>,
+) -> Run {
+    let output = command(folder, args).envs(environment).output().expect("the program starts");
     Run {
         code: output.status.code().expect("no signal ends it"),
         stdout: String::from_utf8(output.stdout).expect("text"),

@@ -84,6 +84,7 @@ impl<'g> Staging<'g> {
     /// Makes room for `sizes`; what the buffers held is lost where they have to grow.
     pub(super) fn reserve(&mut self, sizes: &Sizes) -> Result<(), Failure> {
         self.wait()?;
+        self.gpu.enter()?;
         let wanted = [sizes.input, sizes.values, sizes.output];
         if let Some(b) = &self.buffers
             && b.device.iter().zip(wanted).all(|(held, wanted)| held.len() >= wanted)

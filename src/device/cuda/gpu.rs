@@ -123,6 +123,8 @@ impl Gpu {
         }
         let made = Device::get_device(ordinal).and_then(Context::new);
         let context = check(&label, "creating a context", made)?;
+        // `Context::new` does so too, but does not look whether it worked.
+        check(&label, "choosing the context", CurrentContext::set_current(&context))?;
         let (free, _) = check(&label, "asking for free memory", cust::memory::mem_get_info())?;
         let memory = memory.unwrap_or(free as u64 / SHARE);
         let modules = std::array::from_fn(|_| OnceLock::new());

@@ -23,6 +23,8 @@ pub(super) struct CudaWorker<'d> {
     /// The number of the GPU that the first staging is on.
     first_gpu: usize,
     stagings: Vec<Staging<'d>>,
+    /// Pieces so far: they take the stagings in turn.
+    turn: usize,
     /// Elements of a piece, halved when memory is out.
     piece_elements: u64,
     cpu: CpuWorker,
@@ -52,6 +54,7 @@ impl<'d> CudaWorker<'d> {
             device,
             first_gpu,
             stagings: Vec::new(),
+            turn: 0,
             piece_elements: PIECE_ELEMENTS,
             cpu: CpuWorker::default(),
             scratch: Scratch::default(),
@@ -82,12 +85,11 @@ impl<'d> CudaWorker<'d> {
             self.stagings.push(Staging::new(gpu)?);
         }
         let mut pending: Vec<Option<Piece<'_>>> = self.stagings.iter().map(|_| None).collect();
-        let mut turn = 0;
         for part in parts {
             let mut next = part.rows.start;
             let mut tried_alone = false;
             while next < part.rows.end {
-                let slot = turn % self.stagings.len();
+                let slot = self.turn % self.stagings.len();
                 if let Some(piece) = pending[slot].take() {
                     self.collect(slot, &piece, job, to)?;
                 }
@@ -96,7 +98,7 @@ impl<'d> CudaWorker<'d> {
                     Ok(piece) => {
                         pending[slot] = piece;
                         next = end;
-                        turn += 1;
+                        self.turn += 1;
                     }
                     // Out of memory: what is under way comes back, all memory is given back, and half of it will do.
                     Err(DeviceError::Cuda(e)) if e.is_out_of_memory() && !(end - next == 1 && tried_alone) => {
@@ -114,7 +116,7 @@ impl<'d> CudaWorker<'d> {
                 }
             }
         }
-        for turn in turn..turn + self.stagings.len() {
+        for turn in self.turn..self.turn + self.stagings.len() {
             let slot = turn % self.stagings.len();
             if let Some(piece) = pending[slot].take() {
                 self.collect(slot, &piece, job, to)?;

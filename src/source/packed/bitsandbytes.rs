@@ -22,14 +22,14 @@ use super::fields::{PairTable, decode_pairs, high_first};
 use super::grid::{Codes, Grid, Scales};
 use super::{Shelf, type_named};
 use crate::quant::GgmlType;
-use crate::recipe::{ReadError, RowSource, Scratch};
+use crate::recipe::{RawCodes, RawFormat, RawScales, ReadError, RowSource, Scratch};
 use crate::shape::Shape;
 use crate::source::folder::StoredTensors;
 use crate::source::stored::Stored;
 use crate::source::{SourceError, element};
 
 /// `bitsandbytes.functional.get_4bit_type("nf4")`
-const NF4: [f32; 16] = [
+static NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
     -0.525_073_05,
@@ -48,8 +48,19 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// The numerators of FP4 over 12.
-const FP4: [f32; 16] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0, -0.0, -0.0625, -8.0, -12.0, -4.0, -6.0, -2.0, -3.0];
+/// FP4: these over 12.
+static FP4: [f32; 16] = {
+    let mut values = FP4_TWELFTHS;
+    let mut i = 0;
+    while i < 16 {
+        values[i] /= 12.0;
+        i += 1;
+    }
+    values
+};
+
+const FP4_TWELFTHS: [f32; 16] =
+    [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0, -0.0, -0.0625, -8.0, -12.0, -4.0, -6.0, -2.0, -3.0];
 
 const STATE: &str = ".quant_state.bitsandbytes__";
 
@@ -65,7 +76,7 @@ fn nf4() -> &'static PairTable {
 }
 
 fn fp4() -> &'static PairTable {
-    static TABLE: LazyLock<PairTable> = LazyLock::new(|| high_first(&FP4.map(|x| x / 12.0)));
+    static TABLE: LazyLock<PairTable> = LazyLock::new(|| high_first(&FP4));
     &TABLE
 }
 
@@ -163,8 +174,8 @@ fn unpack_4bit(shelf: &mut Shelf, name: &str, kind: &str) -> Result<(), SourceEr
         shelf.check_dtype(name, &absmax, &[Dtype::F32])?;
         None
     };
-    let table = if kind == "nf4" { nf4() } else { fp4() };
-    shelf.put(name, name, FourBit { shape, precision, codes, table, block, absmax, nested })
+    let (values, table) = if kind == "nf4" { (&NF4, nf4()) } else { (&FP4, fp4()) };
+    shelf.put(name, name, FourBit { shape, precision, codes, values, table, block, absmax, nested })
 }
 
 /// Second-level scales.
@@ -180,6 +191,8 @@ struct FourBit {
     shape: Shape,
     precision: GgmlType,
     codes: Stored,
+    /// The values of the codes, and of two in a byte.
+    values: &'static [f32; 16],
     table: &'static PairTable,
     block: u64,
     absmax: Stored,
@@ -250,6 +263,27 @@ impl RowSource for FourBit {
             self.decode(first..first + out.len() as u64, out, scratch)?;
         }
         Ok(())
+    }
+
+    fn raw(&self) -> Option<RawFormat> {
+        // Rows of whole bytes and whole blocks only: then any rows can be taken out.
+        let cols = self.shape.row_len();
+        let scales = RawScales { group: self.block, factor: 1.0, round: self.precision };
+        let whole = cols.is_multiple_of(self.block) && cols.is_multiple_of(2);
+        whole.then_some(RawFormat { codes: RawCodes::FourBit(self.values), scales: Some(scales) })
+    }
+
+    fn read_raw_rows(
+        &self,
+        rows: Range<u64>,
+        codes: &mut [u8],
+        scales: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), ReadError> {
+        let cols = self.shape.row_len();
+        self.codes.read_elements(rows.start * cols / 2..rows.end * cols / 2, codes)?;
+        let blocks = cols / self.block;
+        self.read_absmax(rows.start * blocks..rows.end * blocks, scales, scratch)
     }
 
     fn describe(&self) -> String {

@@ -11,7 +11,7 @@ use safetensors::Dtype;
 use super::fields::{Layout, PairTable, decode_fields, decode_pairs, word};
 use super::{Shelf, SourceError, Stored};
 use crate::quant::GgmlType;
-use crate::recipe::{ReadError, RowSource, Scratch};
+use crate::recipe::{RawCodes, RawFormat, RawScales, ReadError, RowSource, Scratch};
 use crate::shape::Shape;
 use crate::source::element;
 
@@ -318,15 +318,22 @@ impl Grid {
         }
     }
 
+    /// The rows of scales that serve `rows`, as they are used. Give the buffer back.
+    fn read_scales(&self, rows: &Range<u64>, scratch: &mut Scratch) -> Result<(Range<u64>, Vec<f32>), ReadError> {
+        let s = &self.scales;
+        let span = s.row(rows.start)..s.row(rows.end - 1) + 1;
+        let mut scales = scratch.take_floats(((span.end - span.start) * s.scale_cols) as usize);
+        s.read(&s.values, &span, &mut scales, scratch)?;
+        s.adjust(&span, &mut scales)?;
+        Ok((span, scales))
+    }
+
     /// Turns codes into weights, a row at a time.
     fn scale(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         let s = &self.scales;
-        let span = s.row(rows.start)..s.row(rows.end - 1) + 1;
         let width = s.scale_cols as usize;
-        let len = (span.end - span.start) as usize * width;
-        let mut scales = scratch.take_floats(len);
-        s.read(&s.values, &span, &mut scales, scratch)?;
-        s.adjust(&span, &mut scales)?;
+        let (span, scales) = self.read_scales(&rows, scratch)?;
+        let len = scales.len();
         let mut zeros = scratch.take_floats(if self.zeros.is_some() { len } else { 0 });
         if let Some(z) = &self.zeros {
             self.read_zeros(z, &span, &mut zeros, scratch)?;
@@ -386,6 +393,37 @@ impl RowSource for Grid {
             out.iter_mut().for_each(|x| *x *= last);
         }
         element::round_all(self.precision, out);
+        Ok(())
+    }
+
+    fn raw(&self) -> Option<RawFormat> {
+        let (Codes::Elements(stored), None, None) = (&self.codes, &self.zeros, &self.groups) else { return None };
+        let codes = stored.raw()?.codes;
+        let scales = RawScales { group: self.scales.block.1, factor: self.last.unwrap_or(1.0), round: self.precision };
+        let format = RawFormat { codes, scales: Some(scales) };
+        // All columns must have a scale: those without one stay as they are, which a device does not know.
+        (format.scales_per_row(self.shape.row_len()) <= self.scales.scale_cols).then_some(format)
+    }
+
+    fn read_raw_rows(
+        &self,
+        rows: Range<u64>,
+        codes: &mut [u8],
+        scales: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), ReadError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let cols = self.shape.row_len();
+        self.stored().read_elements(rows.start * cols..rows.end * cols, codes)?;
+        let (span, read) = self.read_scales(&rows, scratch)?;
+        let per_row = cols.div_ceil(self.scales.block.1) as usize;
+        for (row, out) in rows.zip(scales.chunks_exact_mut(per_row)) {
+            let at = ((self.scales.row(row) - span.start) * self.scales.scale_cols) as usize;
+            out.copy_from_slice(&read[at..at + per_row]);
+        }
+        scratch.give_floats(read);
         Ok(())
     }
 
