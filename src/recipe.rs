@@ -168,6 +168,18 @@ pub trait LowRank: Send + Sync {
 
     /// Reads rows `rows` of `b`, `[rows, rank]`.
     fn read_b(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError>;
+
+    /// The norm that each changed row is then given, for changes that give it one (DoRA along rows).
+    fn magnitudes(&self) -> Option<&dyn Magnitudes> {
+        None
+    }
+}
+
+/// Norms of rows: `row *= magnitude / ‖row‖`, where the squares are summed in f64 in the order of the columns, and
+/// the root and the quotient are rounded to f32.
+pub trait Magnitudes: Send + Sync {
+    /// Reads those of rows `rows`.
+    fn read(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError>;
 }
 
 /// Reading rows failed: the tensor or file, and why.

@@ -15,8 +15,11 @@ use software_gpu::Bench;
 /// Types whose rows kernels make, as files that are made of them.
 const TYPES: &str = "q8_0,q4_0,q4_1,q5_0,q5_1,q2_k,q3_k_m,q4_k_m,q5_k_m,q6_k,iq4_nl,iq4_xs,f16,bf16,f32";
 
-/// One layer in a type that is quickly made: for tests that convert it many times.
-const SMALL: [&str; 4] = ["--quant", "q8_0", "--prune-layers", "1,2,3"];
+/// One layer is enough.
+const LAYERS: [&str; 2] = ["--prune-layers", "1,2,3"];
+
+/// A type that is quickly made: for tests that convert many times.
+const SMALL: [&str; 4] = ["--quant", "q8_0", LAYERS[0], LAYERS[1]];
 
 #[test]
 fn every_type_is_the_same_file_as_on_the_cpu() {
@@ -27,7 +30,7 @@ fn every_type_is_the_same_file_as_on_the_cpu() {
     let mut launched = BTreeMap::new();
     for model in ["shakespeare-llama", "shakespeare-lora"] {
         for weights in [&[][..], &imatrix] {
-            let args = [&["--quant", TYPES], weights].concat();
+            let args = [&["--quant", TYPES], &LAYERS[..], weights].concat();
             bench.convert(model, "cpu", &[&args[..], &["--device", "cpu"]].concat(), &[]);
             let settings = [("SOFT_CUDA_LOG", log.to_str().unwrap())];
             bench.convert(model, "gpu", &[&args[..], &["--device", "cuda"]].concat(), &settings);
@@ -51,7 +54,7 @@ fn types_without_a_kernel_are_merged_there_and_encoded_here() {
     let log = bench.log();
     let imatrix = fixture("shakespeare.imatrix.gguf");
     for rule in [".*=mxfp4", "ffn_.*=iq3_s", ".*=tq2_0"] {
-        let args = ["--imatrix", imatrix.to_str().unwrap(), "--tensor-type", rule];
+        let args = [&["--imatrix", imatrix.to_str().unwrap(), "--tensor-type", rule], &LAYERS[..]].concat();
         bench.convert("shakespeare-lora", "cpu", &[&args[..], &["--device", "cpu"]].concat(), &[]);
         let settings = [("SOFT_CUDA_LOG", log.to_str().unwrap())];
         bench.convert("shakespeare-lora", "gpu", &[&args[..], &["--device", "cuda"]].concat(), &settings);
@@ -67,7 +70,7 @@ fn pieces_threads_and_several_gpus_do_not_change_a_byte() {
     let log = bench.log();
     let quant = ["--quant", "q4_k_m,q5_0,iq3_s"];
     let imatrix = fixture("shakespeare.imatrix.gguf");
-    let quant = [&quant[..], &["--imatrix", imatrix.to_str().unwrap()]].concat();
+    let quant = [&quant[..], &["--imatrix", imatrix.to_str().unwrap()], &LAYERS].concat();
     bench.convert("shakespeare-lora", "cpu", &[&quant[..], &["--device", "cpu"]].concat(), &[]);
     let gpu = |args: &[&str], settings: &[(&str, &str)]| {
         let settings = [settings, &[("SOFT_CUDA_LOG", log.to_str().unwrap())]].concat();

@@ -133,3 +133,65 @@ fn packed_sources_are_decoded_there() {
         }
     }
 }
+
+/// The fixture's adapter with magnitudes: as DoRA.
+fn write_dora(folder: &Path) {
+    let lora = fixture("shakespeare-lora");
+    std::fs::create_dir(folder).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(lora.join("adapter_config.json")).unwrap()).unwrap();
+    config["use_dora"] = true.into();
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(lora.join("adapter_model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let mut random = Random(3);
+    let mut written = Vec::new();
+    let mut names: Vec<&str> = stored.names();
+    names.sort_unstable();
+    for name in names {
+        let tensor = stored.tensor(name).unwrap();
+        if let Some(module) = name.strip_suffix(".lora_B.weight") {
+            let magnitudes = format!("{module}.lora_magnitude_vector");
+            written.push(Written::floats(magnitudes, vec![tensor.shape()[0]], &mut random));
+        }
+        let (dtype, shape, bytes) = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
+        written.push(Written { name: name.to_owned(), dtype, shape, bytes });
+    }
+    let views: HashMap<&str, TensorView<'_>> = written
+        .iter()
+        .map(|t| (t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()))
+        .collect();
+    std::fs::write(folder.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn dora_is_merged_there() {
+    let Some(bench) = Bench::new() else { return };
+    write_dora(&bench.path().join("dora"));
+    let (lora, log) = (fixture("shakespeare-lora"), bench.log());
+    let settings = [("SOFT_CUDA_LOG", log.to_str().unwrap())];
+    for more in [&[][..], &["--lora", lora.to_str().unwrap()]] {
+        let args = [&["--quant", "q4_k_m", "--lora", "dora"], more].concat();
+        bench.convert("shakespeare-llama", "cpu", &[&args[..], &["--device", "cpu"]].concat(), &[]);
+        for memory in ["1GB", "700KB"] {
+            let args = [&args[..], &["--device", "cuda", "--gpu-memory", memory]].concat();
+            bench.convert("shakespeare-llama", "gpu", &args, &settings);
+            bench.assert_same("cpu", "gpu");
+        }
+        let calls = bench.calls();
+        for kernel in ["merge", "row_ratios", "scale_rows", "run_distance"] {
+            assert!(calls.contains_key(&format!("kernel {kernel}")), "{kernel} of {calls:?}");
+        }
+    }
+    let ratios = |device: &str| -> Vec<f64> {
+        let model = fixture("shakespeare-llama");
+        let args = [model.to_str().unwrap(), "--lora", "dora", "--device", device, "--force", "--json", "-o", "x.gguf"];
+        let run = bench.run(&args, &[]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+        report["changes"].as_array().unwrap().iter().map(|c| c["relative_change"].as_f64().unwrap()).collect()
+    };
+    for (x, y) in ratios("cpu").iter().zip(ratios("cuda")) {
+        assert!(*x > 0.0 && (x - y).abs() < 1e-5 * x, "{x} {y}");
+    }
+}

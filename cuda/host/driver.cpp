@@ -613,8 +613,13 @@ API cuLaunchKernel(const Kernel *kernel, unsigned grid_x, unsigned grid_y, unsig
 }
 
 API cuStreamSynchronize(Stream *stream) {
-    // The code -1 stands for a wait that was forgotten.
-    if (int code = counted("cuStreamSynchronize")) return code == -1 ? SUCCESS : code;
+    if (int code = counted("cuStreamSynchronize")) {
+        // The code -1 stands for a wait that was forgotten; any other, for a stream whose work came to nothing.
+        if (code == -1) return SUCCESS;
+        Lock lock(state);
+        if (streams.count(stream)) stream->queue.clear();
+        return code;
+    }
     std::vector<Work> queue;
     {
         Lock lock(state);

@@ -68,6 +68,11 @@ pub(super) trait Rewrite: Send + Sync {
     fn terms(&self, _base: &Recipe) -> Option<Vec<Term>> {
         None
     }
+
+    /// The factors and magnitudes, where there is nothing else to it.
+    fn low_rank(&self) -> Option<&dyn LowRank> {
+        None
+    }
 }
 
 /// The forms of a change.
@@ -247,7 +252,9 @@ impl Delta for Change {
 
     fn low_rank(&self) -> Option<&dyn LowRank> {
         match &self.effect {
-            Effect::LowRank(factors) if self.dtype == MergeDtype::F32 => Some(factors),
+            _ if self.dtype != MergeDtype::F32 => None,
+            Effect::LowRank(factors) => Some(factors),
+            Effect::Rewrites(rewrite) if self.first && self.weight == 1.0 => rewrite.low_rank(),
             _ => None,
         }
     }

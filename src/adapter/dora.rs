@@ -13,7 +13,7 @@ use super::contents::Tensor;
 use super::draft::{Context, Target};
 use super::lazy::Lazy;
 use super::lowrank::Factors;
-use crate::recipe::{ReadError, Recipe, Scratch};
+use crate::recipe::{LowRank, Magnitudes, ReadError, Recipe, Scratch};
 
 /// Elements that the pass over the tensor holds at a time.
 const STEP: u64 = 1 << 17;
@@ -76,7 +76,43 @@ impl Dora {
     }
 }
 
+impl LowRank for Dora {
+    fn rank(&self) -> usize {
+        self.factors.rank()
+    }
+
+    fn scale(&self) -> f32 {
+        self.factors.scale()
+    }
+
+    fn read_a(&self, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        self.factors.read_a(out, scratch)
+    }
+
+    fn read_b(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        self.factors.read_b(rows, out, scratch)
+    }
+
+    fn magnitudes(&self) -> Option<&dyn Magnitudes> {
+        Some(self)
+    }
+}
+
+impl Magnitudes for Dora {
+    fn read(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        let mut all = scratch.take_floats(self.magnitude.shape().elements() as usize);
+        let read = self.magnitude.rows(0..1, &mut all, scratch);
+        out.copy_from_slice(&all[rows.start as usize..rows.end as usize]);
+        scratch.give_floats(all);
+        read
+    }
+}
+
 impl Rewrite for Dora {
+    fn low_rank(&self) -> Option<&dyn LowRank> {
+        (self.axis == Axis::Rows).then_some(self)
+    }
+
     fn rows(
         &self,
         base: &Recipe,

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::eval::SPAN_FACTOR;
-use super::{Delta, LowRank, Node, ReadError, Recipe, RowMap, RowSource, Scratch};
+use super::{Delta, LowRank, Magnitudes, Node, ReadError, Recipe, RowMap, RowSource, Scratch};
 use crate::quant::GgmlType;
 
 /// How stored rows become values: codes, and scales that multiply them.
@@ -134,20 +134,42 @@ impl<'a> RawRows<'a> {
         out: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), ReadError> {
-        let rank = factors.rank();
+        self.gather_floats(rows, factors.rank(), out, scratch, |r, out, s| factors.read_b(r, out, s))
+    }
+
+    /// Reads the magnitudes that belong to rows `rows`.
+    pub fn read_magnitudes(
+        &self,
+        magnitudes: &dyn Magnitudes,
+        rows: Range<u64>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), ReadError> {
+        self.gather_floats(rows, 1, out, scratch, |r, out, s| magnitudes.read(r, out, s))
+    }
+
+    /// Reads `width` floats for each row, where they are known for the rows of the merged tensor.
+    fn gather_floats(
+        &self,
+        rows: Range<u64>,
+        width: usize,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+        mut read: impl FnMut(Range<u64>, &mut [f32], &mut Scratch) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         gather(&self.maps[..self.outer], rows, |piece| match piece {
             Piece::Straight { at, from } => {
                 let n = (from.end - from.start) as usize;
-                factors.read_b(from, &mut out[at * rank..(at + n) * rank], scratch)
+                read(from, &mut out[at * width..(at + n) * width], scratch)
             }
             Piece::Picked { span, picks } => {
-                let mut all = scratch.take_floats((span.end - span.start) as usize * rank);
-                let read = factors.read_b(span, &mut all, scratch);
+                let mut all = scratch.take_floats((span.end - span.start) as usize * width);
+                let result = read(span, &mut all, scratch);
                 for (at, pick) in picks.enumerate() {
-                    out[at * rank..][..rank].copy_from_slice(&all[pick * rank..][..rank]);
+                    out[at * width..][..width].copy_from_slice(&all[pick * width..][..width]);
                 }
                 scratch.give_floats(all);
-                read
+                result
             }
         })
     }

@@ -198,11 +198,12 @@ impl<'g> Staging<'g> {
         if !self.queued {
             return Ok(());
         }
-        self.gpu.enter()?;
+        // Waits even if the context cannot be chosen: the buffers must not go while work on them is queued.
+        let entered = self.gpu.enter();
         let result = self.stream.synchronize();
         // A stream that fails does no more work.
         self.queued = false;
-        self.gpu.check("computing rows", result)
+        entered.and(self.gpu.check("computing rows", result))
     }
 }
 

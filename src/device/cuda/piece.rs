@@ -1,8 +1,8 @@
 //! A piece of work: rows that pass through one staging at once, and where everything lies in its memory.
 //!
 //! ```text
-//! input    codes | scales | table | for each change: B, A | importance of each encoding     host -> device
-//! values   rows as f32 | mean squares of rows
+//! input    codes | scales | table | for each change: B, A, norms | importance of each encoding   host -> device
+//! values   rows as f32 | for each change with norms: rows before it, ratios | mean squares of rows
 //! output   first bad index | sums of squares | each encoding's rows                         device -> host
 //! ```
 //!
@@ -80,9 +80,19 @@ struct Change<'a> {
     scale: f32,
     b: Place,
     a: Place,
+    /// Norms that rows get.
+    norms: Option<Norms>,
     /// Sums of squares before it and of it, in parts.
     before: Place,
     added: Place,
+}
+
+/// What a change that gives norms to rows needs.
+struct Norms {
+    magnitudes: Place,
+    ratios: Place,
+    /// The rows before the change, to measure it.
+    saved: Place,
 }
 
 /// An encoding, and where its rows and its importance lie.
@@ -151,14 +161,22 @@ impl<'a> Piece<'a> {
             .iter()
             .map(|&(delta, factors)| {
                 let rank = factors.rank() as u64;
+                let runs = elements.div_ceil(kernels::RUN);
+                let norms = factors.magnitudes().map(|_| Norms {
+                    magnitudes: input.take(count, 4),
+                    ratios: inner.take(count, 4),
+                    saved: inner.take(elements, 4),
+                });
+                let parts = if norms.is_some() { runs } else { kernels::merge_tiles(count, row_len) };
                 Change {
                     delta,
                     rank,
                     scale: factors.scale(),
                     b: input.take(count * rank, 4),
                     a: input.take(rank * row_len, 4),
-                    before: output.take(elements.div_ceil(kernels::RUN), 8),
-                    added: output.take(kernels::merge_tiles(count, row_len), 8),
+                    norms,
+                    before: output.take(runs, 8),
+                    added: output.take(parts, 8),
                 }
             })
             .collect();
@@ -275,6 +293,10 @@ impl<'a> Piece<'a> {
                     let b = bytemuck::cast_slice_mut(&mut input[change.b.range()]);
                     form.read_b(factors, rows.clone(), b, scratch)?;
                     factors.read_a(bytemuck::cast_slice_mut(&mut input[change.a.range()]), scratch)?;
+                    if let (Some(norms), Some(magnitudes)) = (&change.norms, factors.magnitudes()) {
+                        let out = bytemuck::cast_slice_mut(&mut input[norms.magnitudes.range()]);
+                        form.read_magnitudes(magnitudes, rows.clone(), out, scratch)?;
+                    }
                 }
             }
         }
@@ -339,19 +361,29 @@ impl<'a> Piece<'a> {
         let rows = self.rows.end - self.rows.start;
         let values = self.values.arg(Room::Values);
         let runs = self.elements().div_ceil(kernels::RUN);
-        let args = [values, change.before.arg(Room::Output), Arg::U64(self.elements())];
-        staging.launch(&kernels::RUN_SQUARES, runs, &args)?;
+        let (elements, count) = (self.elements(), Arg::U64(self.elements()));
+        let added = change.added.arg(Room::Output);
+        staging.launch(&kernels::RUN_SQUARES, runs, &[values, change.before.arg(Room::Output), count])?;
+        if let Some(Norms { saved, .. }) = &change.norms {
+            staging.launch(&kernels::DECODE_F32, elements, &[values, saved.arg(Room::Values), count])?;
+        }
         let args = [
             values,
             change.b.arg(Room::Input),
             change.a.arg(Room::Input),
-            change.added.arg(Room::Output),
+            if change.norms.is_some() { Arg::Null } else { added },
             Arg::U64(rows),
             Arg::U64(self.row_len),
             Arg::U64(change.rank),
             Arg::F32(change.scale),
         ];
-        staging.launch(&kernels::MERGE, kernels::merge_tiles(rows, self.row_len), &args)
+        staging.launch(&kernels::MERGE, kernels::merge_tiles(rows, self.row_len), &args)?;
+        let Some(Norms { magnitudes, ratios, saved }) = &change.norms else { return Ok(()) };
+        let (magnitudes, ratios) = (magnitudes.arg(Room::Input), ratios.arg(Room::Values));
+        let shape = [Arg::U64(rows), Arg::U64(self.row_len)];
+        staging.launch(&kernels::ROW_RATIOS, rows, &[values, magnitudes, ratios, shape[0], shape[1]])?;
+        staging.launch(&kernels::SCALE_ROWS, elements, &[values, ratios, shape[0], shape[1]])?;
+        staging.launch(&kernels::RUN_DISTANCE, runs, &[values, saved.arg(Room::Values), added, count])
     }
 
     /// Values become rows of a type.
