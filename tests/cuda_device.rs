@@ -222,7 +222,7 @@ fn every_kernel_equals_the_cpu() {
     let mut random = Random(11);
     let mut compared = 0;
     for kind in Kind::ALL {
-        for (height, width) in [(1, 32), (3, 256), (33, 768), (67, 2304)] {
+        for (height, width) in [(1, 32), (3, 256), (33, 768)] {
             let shape = Shape::matrix(height, width);
             let values = rows(kind, height, (height * width) as usize);
             let weights = imatrix(width, width as usize);

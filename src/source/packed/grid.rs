@@ -11,7 +11,7 @@ use safetensors::Dtype;
 use super::fields::{Layout, PairTable, decode_fields, decode_pairs, word};
 use super::{Shelf, SourceError, Stored};
 use crate::quant::GgmlType;
-use crate::recipe::{RawCodes, RawFormat, RawScales, ReadError, RowSource, Scratch};
+use crate::recipe::{RawFormat, RawScales, ReadError, RowSource, Scratch};
 use crate::shape::Shape;
 use crate::source::element;
 
