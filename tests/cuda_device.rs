@@ -27,7 +27,7 @@ struct Stored {
 }
 
 impl Stored {
-    fn new(shape: Shape, format: RawFormat, codes: Vec<u8>, random: &mut Random) -> Recipe {
+    fn recipe(shape: Shape, format: RawFormat, codes: Vec<u8>, random: &mut Random) -> Recipe {
         let scales = shape.rows() * format.scales_per_row(shape.row_len());
         let scales = (0..scales).map(|_| 0.01 + random.uniform()).collect();
         assert_eq!(codes.len() as u64, shape.rows() * format.row_bytes(shape.row_len()));
@@ -36,7 +36,7 @@ impl Stored {
 
     fn floats(shape: Shape, values: &[f32]) -> Recipe {
         let codes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Stored::new(shape, RawFormat::plain(RawCodes::F32), codes, &mut Random(0))
+        Stored::recipe(shape, RawFormat::plain(RawCodes::F32), codes, &mut Random(0))
     }
 
     /// The value of an element, by the rule of [`RawFormat`].
@@ -122,7 +122,7 @@ struct Change {
 }
 
 impl Change {
-    fn new(shape: &Shape, rank: usize, random: &mut Random) -> Arc<dyn Delta> {
+    fn delta(shape: &Shape, rank: usize, random: &mut Random) -> Arc<dyn Delta> {
         let mut noise = |n: u64| (0..n).map(|_| random.normal() * 0.05).collect();
         let (a, b) = (noise(rank as u64 * shape.row_len()), noise(shape.rows() * rank as u64));
         Arc::new(Change { a, b, rank, scale: 0.73 })
@@ -260,7 +260,7 @@ fn every_kernel_equals_the_cpu() {
             bytes.extend(&kept.to_le_bytes()[..if count > 256 { 2 } else { 1 }]);
         }
         let shape = Shape::matrix(count / 256, 256);
-        let recipe = Stored::new(shape.clone(), RawFormat::plain(codes), bytes, &mut random);
+        let recipe = Stored::recipe(shape.clone(), RawFormat::plain(codes), bytes, &mut random);
         // F32 and F16 leave the device as values, which NaN would make different.
         compare(
             gpu,
@@ -284,8 +284,8 @@ fn every_kernel_equals_the_cpu() {
                 let format = RawFormat { codes, scales: Some(RawScales { group, factor, round }) };
                 let shape = Shape::matrix(height, width);
                 let bytes = (0..height * format.row_bytes(width)).map(|_| (random.bits() as u8) & 0xbb).collect();
-                let packed = Stored::new(shape.clone(), format, bytes, &mut random);
-                let merged = packed.clone().merged(vec![Change::new(&shape, 9, &mut random)]);
+                let packed = Stored::recipe(shape.clone(), format, bytes, &mut random);
+                let merged = packed.clone().merged(vec![Change::delta(&shape, 9, &mut random)]);
                 for recipe in [packed, merged] {
                     let q4_k = [Encoding { ty: GgmlType::Q4_K, importance: None }];
                     compare(gpu, &recipe, 0..height, &q4_k, &format!("{height}x{width} of {format:?}"));
@@ -300,7 +300,7 @@ fn every_kernel_equals_the_cpu() {
     {
         let shape = Shape::matrix(height, width);
         let values = rows(Kind::Normal, width, (height * width) as usize);
-        let changes = ranks.iter().map(|r| Change::new(&shape, *r, &mut random)).collect();
+        let changes = ranks.iter().map(|r| Change::delta(&shape, *r, &mut random)).collect();
         let merged = Stored::floats(shape, &values).merged(changes);
         let types = encodings(width, None);
         let what = format!("{height}x{width} of ranks {ranks:?}");
@@ -315,7 +315,7 @@ fn every_kernel_equals_the_cpu() {
         .map(|i| {
             let shape = Shape::matrix(6, 256);
             let expert = Stored::floats(shape.clone(), &rows(Kind::Outliers, i, 6 * 256));
-            if i % 2 == 0 { expert } else { expert.merged(vec![Change::new(&shape, 4, &mut random)]) }
+            if i % 2 == 0 { expert } else { expert.merged(vec![Change::delta(&shape, 4, &mut random)]) }
         })
         .collect();
     let stack = Recipe::stack(stack).unwrap();
@@ -337,7 +337,7 @@ fn small_pieces_equal_large_ones() {
     let mut random = Random(5);
     let shape = Shape::matrix(97, 512);
     let values = rows(Kind::HeavyTailed, 1, 97 * 512);
-    let merged = Stored::floats(shape.clone(), &values).merged(vec![Change::new(&shape, 8, &mut random)]);
+    let merged = Stored::floats(shape.clone(), &values).merged(vec![Change::delta(&shape, 8, &mut random)]);
     for memory in [1, 100_000, 1_000_000] {
         compare(&gpu(Some(memory)), &merged, 0..97, &encodings(512, None), &format!("{memory} bytes"));
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::quant::GgmlType;
-use crate::recipe::{ReadError, RowSource, Scratch};
+use crate::recipe::{RawFormat, RawScales, ReadError, RowSource, Scratch};
 use crate::shape::Shape;
 use crate::source::element;
 
@@ -64,6 +64,22 @@ impl RowSource for Rounded {
 
     fn as_converted(&self) -> Option<Arc<dyn RowSource>> {
         Some(self.converter.clone())
+    }
+
+    fn raw(&self) -> Option<RawFormat> {
+        let format = self.library.raw()?;
+        let scales = format.scales.filter(|s| s.round == GgmlType::F32)?;
+        Some(RawFormat { scales: Some(RawScales { round: self.precision, ..scales }), ..format })
+    }
+
+    fn read_raw_rows(
+        &self,
+        rows: Range<u64>,
+        codes: &mut [u8],
+        scales: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), ReadError> {
+        self.library.read_raw_rows(rows, codes, scales, scratch)
     }
 
     fn describe(&self) -> String {
