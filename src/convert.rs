@@ -19,6 +19,7 @@ mod adapters;
 mod error;
 mod extract;
 mod gguf;
+mod merged;
 mod open;
 mod open_adapter;
 mod request;
@@ -26,7 +27,7 @@ mod request;
 pub use adapter_gguf::AdapterGgufError;
 pub use error::ConvertError;
 pub use extract::{ExtractRequest, plan_extract};
-pub use request::{AdapterFormat, AdapterRequest, AdapterSave, Method, Request, SaveEmbeddings};
+pub use request::{AdapterFormat, AdapterRequest, AdapterSave, MergedOptions, Method, Request, SaveEmbeddings};
 
 /// Something to save, decided to the byte. One kind for each [`Method`].
 pub trait Job {
@@ -53,6 +54,7 @@ pub fn plan(request: &Request) -> Result<Box<dyn Job>, ConvertError> {
             AdapterFormat::Gguf => Box::new(Conversion::plan_adapter(request)?),
             AdapterFormat::Peft => Box::new(adapter_folder::AdapterFolder::plan(request, save)?),
         },
+        Method::Merged(options) => Box::new(merged::Merged::plan(request, options)?),
     })
 }
 
@@ -92,9 +94,7 @@ impl Conversion {
         }
         let mut beside = Vec::new();
         if let Some(folder) = place.folder() {
-            for file in &opened.tokenizer_files {
-                beside.push((folder.join(file.file_name().unwrap_or_default()), read(file)?));
-            }
+            beside.extend(opened.tokenizer_files.into_iter().map(|(name, bytes)| (folder.join(name), bytes)));
             let first = types.first().map(|o| o.paths.clone()).unwrap_or_default();
             if request.modelfile && !first.is_empty() {
                 let (text, notes) = opened.chat.modelfile(&first);

@@ -226,7 +226,7 @@ impl TypePlan {
         let report = |(file, path): (&FilePlan, &PathBuf)| {
             let rows = file.tensors.iter().enumerate().map(|(i, t)| {
                 let (offset, bytes) = file.layout.place(i);
-                (t.info.name.clone(), t.info.shape.ne(), t.info.kind, bytes, offset)
+                (t.info.name.clone(), t.info.shape.ne(), t.info.kind.name().to_owned(), bytes, offset)
             });
             OutputReport::new(path.clone(), self.label.clone(), file.layout.file_size(), rows)
         };

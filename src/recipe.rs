@@ -299,6 +299,30 @@ impl Recipe {
             Node::Transpose(input) | Node::Reshape(input) => input.is_merged(),
         }
     }
+
+    /// Whether two tensors hold the same values. Reads both, a few rows at a time, up to the first difference.
+    pub fn equals(&self, other: &Recipe) -> Result<bool, ReadError> {
+        if self.shape() != other.shape() {
+            return Ok(false);
+        }
+        let (rows, cols) = (self.shape().rows(), self.shape().row_len());
+        let step = ((1 << 17) / cols.max(1)).max(1);
+        let mut scratch = Scratch::default();
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        let mut start = 0;
+        while start < rows {
+            let end = (start + step).min(rows);
+            a.resize(((end - start) * cols) as usize, 0f32);
+            b.resize(a.len(), 0f32);
+            self.rows(start..end, &mut a, &mut scratch)?;
+            other.rows(start..end, &mut b, &mut scratch)?;
+            if a.iter().zip(&b).any(|(a, b)| a.to_bits() != b.to_bits()) {
+                return Ok(false);
+            }
+            start = end;
+        }
+        Ok(true)
+    }
 }
 
 impl fmt::Debug for Recipe {

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::quant::GgmlType;
-
 /// A whole conversion.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -121,9 +119,9 @@ pub struct OutputReport {
 /// The tensors of one type in a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct TypeReport {
-    /// ggml's name of the type.
+    /// The type's name in the file's format.
     #[serde(rename = "type")]
-    pub ty: &'static str,
+    pub ty: String,
     /// Number of tensors.
     pub tensors: usize,
     /// Bytes of their data.
@@ -135,11 +133,11 @@ pub struct TypeReport {
 pub struct TensorReport {
     /// Its name in the file.
     pub name: String,
-    /// Dimensions in GGUF order, fastest first.
+    /// Dimensions in the order of the file's format: fastest first in GGUF, slowest first in safetensors.
     pub shape: Vec<u64>,
-    /// ggml's name of the type.
+    /// The type's name in the file's format.
     #[serde(rename = "type")]
-    pub ty: &'static str,
+    pub ty: String,
     /// Bytes of its data.
     pub bytes: u64,
     /// Where its data begins in the file.
@@ -147,26 +145,26 @@ pub struct TensorReport {
 }
 
 impl OutputReport {
-    /// A report over tensors given as (name, GGUF dimensions, type, bytes, offset).
+    /// A report over tensors given as (name, dimensions, type, bytes, offset).
     pub fn new(
         path: PathBuf,
         file_type: String,
         bytes: u64,
-        tensors: impl IntoIterator<Item = (String, Vec<u64>, GgmlType, u64, u64)>,
+        tensors: impl IntoIterator<Item = (String, Vec<u64>, String, u64, u64)>,
     ) -> Self {
         let (mut types, mut rows) = (Vec::<TypeReport>::new(), Vec::new());
         let (mut elements, mut data) = (0u64, 0u64);
         for (name, shape, ty, size, offset) in tensors {
             elements += shape.iter().product::<u64>();
             data += size;
-            match types.iter_mut().find(|t| t.ty == ty.name()) {
+            match types.iter_mut().find(|t| t.ty == ty) {
                 Some(t) => {
                     t.tensors += 1;
                     t.bytes += size;
                 }
-                None => types.push(TypeReport { ty: ty.name(), tensors: 1, bytes: size }),
+                None => types.push(TypeReport { ty: ty.clone(), tensors: 1, bytes: size }),
             }
-            rows.push(TensorReport { name, shape, ty: ty.name(), bytes: size, offset });
+            rows.push(TensorReport { name, shape, ty, bytes: size, offset });
         }
         let bits_per_weight = data as f64 * 8.0 / elements.max(1) as f64;
         OutputReport { path, file_type, bytes, bits_per_weight, types, tensors: rows }

@@ -16,7 +16,7 @@ use super::lazy::Lazy;
 use super::names;
 use super::peft::{PeftAdapter, PeftTensor};
 use super::singular::{self, Until};
-use super::{AdapterError, BaseInfo, plan};
+use super::{AdapterError, BaseInfo};
 use crate::quant::GgmlType;
 use crate::recipe::{ReadError, Recipe, RowSource, Scratch};
 use crate::shape::Shape;
@@ -138,7 +138,7 @@ impl Plan<'_> {
             let what = format!("{name} of shape {}, where the base has {}", after.shape(), before.shape());
             return Err(foreign(base, tuned, what));
         }
-        if same_shape && plan::equal(before, after)? {
+        if same_shape && before.equals(after)? {
             return Ok(());
         }
         let wanted = self.target.is_none_or(|t| t.is_match(module.unwrap_or(name)).unwrap_or(false));

@@ -51,6 +51,7 @@ pub use error::{AdapterError, Mismatch};
 pub use extract::{Captured, Extracted, extract};
 pub use gguf::{GgufLora, is_gguf_adapter};
 pub use implied::implied_tensors;
+pub use names::embedding_and_head;
 pub use peft::{EmbeddingChanges, EmbeddingLayers, PeftAdapter, PeftTensor};
 pub use plan::apply;
 
@@ -249,8 +250,8 @@ pub struct MergeSummary {
     pub untied_head: Option<String>,
     /// Rows of the embedding, where merging changed their number.
     pub vocab_size: Option<u64>,
-    /// Layers of the model, where merging changed their number.
-    pub layer_count: Option<u64>,
+    /// For each layer of the result the base's layer that it was, where layers were repeated.
+    pub layer_map: Option<Vec<u64>>,
     /// What the user should know, one sentence each.
     pub warnings: Vec<String>,
 }

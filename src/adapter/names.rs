@@ -42,6 +42,12 @@ pub(super) fn is_head(module: &str) -> bool {
     HEADS.contains(&last_word(module)) && !module.contains(".layers.") && !module.contains(".h.")
 }
 
+/// The names of a model's input embedding and of its output head, where it has a tensor for each.
+pub fn embedding_and_head(tensors: &TensorSet) -> Option<(String, String)> {
+    let names = Names::new(tensors);
+    Some((names.embedding()?.to_owned(), names.head()?.to_owned()))
+}
+
 /// The last word of a dotted name.
 pub(super) fn last_word(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)

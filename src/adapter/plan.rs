@@ -11,7 +11,7 @@ use super::draft::{Context, Draft, REPLACED};
 use super::names::{self, Names};
 use super::{Adapter, AdapterError, BaseInfo, MergeOptions, MergeSummary, TensorChange};
 use super::{blocks, lora, products, replicate, rotations, saved, scaled, sparse};
-use crate::recipe::{Recipe, Scratch};
+use crate::recipe::Recipe;
 use crate::source::TensorSet;
 
 /// Below this `‖Δ‖ / ‖W‖` an adapter changes nothing that survives a quantizer.
@@ -122,8 +122,8 @@ pub fn apply(
     base: &BaseInfo,
     options: &MergeOptions,
 ) -> Result<MergeSummary, AdapterError> {
-    let layer_count = replicate::replicate(adapters, tensors)?;
-    let mut summary = MergeSummary { layer_count, ..MergeSummary::default() };
+    let layer_map = replicate::replicate(adapters, tensors)?;
+    let mut summary = MergeSummary { layer_map, ..MergeSummary::default() };
     let names = Names::new(tensors);
     let mut draft = Draft::default();
     for (index, (adapter, _)) in adapters.iter().enumerate() {
@@ -250,9 +250,9 @@ impl Draft {
         for ((kind, one), (other_kind, other)) in one.iter().zip(&other) {
             let same = match (*kind, one.as_slice(), other.as_slice()) {
                 _ if kind != other_kind => false,
-                (REPLACED, [one], [other]) => equal(one, other)?,
+                (REPLACED, [one], [other]) => one.equals(other)?,
                 ("LoRA", [a, b], [head_a, head_b]) => {
-                    equal(&(*a).clone().transposed()?, head_b)? && equal(&(*b).clone().transposed()?, head_a)?
+                    (*a).clone().transposed()?.equals(head_b)? && (*b).clone().transposed()?.equals(head_a)?
                 }
                 _ => false,
             };
@@ -262,30 +262,6 @@ impl Draft {
         }
         Ok(true)
     }
-}
-
-/// Whether two tensors hold the same values. Reads both, a few rows at a time, up to the first difference.
-pub(super) fn equal(one: &Recipe, other: &Recipe) -> Result<bool, AdapterError> {
-    if one.shape() != other.shape() {
-        return Ok(false);
-    }
-    let (rows, cols) = (one.shape().rows(), one.shape().row_len());
-    let step = ((1 << 17) / cols.max(1)).max(1);
-    let mut scratch = Scratch::default();
-    let (mut a, mut b) = (Vec::new(), Vec::new());
-    let mut start = 0;
-    while start < rows {
-        let end = (start + step).min(rows);
-        a.resize(((end - start) * cols) as usize, 0f32);
-        b.resize(a.len(), 0f32);
-        one.rows(start..end, &mut a, &mut scratch)?;
-        other.rows(start..end, &mut b, &mut scratch)?;
-        if a.iter().zip(&b).any(|(a, b)| a.to_bits() != b.to_bits()) {
-            return Ok(false);
-        }
-        start = end;
-    }
-    Ok(true)
 }
 
 /// Tells when an adapter holds fewer modules than its config targets: an interrupted save, or layers that were

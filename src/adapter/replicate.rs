@@ -42,8 +42,11 @@ fn split(name: &str) -> Option<(&str, u64, &str)> {
     Some((&name[..at], number, &name[at + digits.len()..]))
 }
 
-/// Repeats the model's layers as the adapters ask, all in the same way. Answers the new number of layers.
-pub(super) fn replicate(adapters: &[(Adapter, f32)], tensors: &mut TensorSet) -> Result<Option<u64>, AdapterError> {
+/// Repeats the model's layers as the adapters ask, all in the same way. Answers which of them each new layer is.
+pub(super) fn replicate(
+    adapters: &[(Adapter, f32)],
+    tensors: &mut TensorSet,
+) -> Result<Option<Vec<u64>>, AdapterError> {
     let mut wanted: Option<(&Adapter, Option<Vec<u64>>)> = None;
     for (adapter, _) in adapters {
         let map = layer_map(&adapter.config)?;
@@ -78,7 +81,7 @@ pub(super) fn replicate(adapters: &[(Adapter, f32)], tensors: &mut TensorSet) ->
     repeated.sort_by(|a, b| a.0.cmp(&b.0));
     repeated.into_iter().for_each(|(name, recipe)| kept.set(name, recipe));
     *tensors = kept;
-    Ok(Some(map.len() as u64))
+    Ok(Some(map))
 }
 
 #[cfg(test)]

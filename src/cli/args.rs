@@ -113,6 +113,14 @@ pub(super) struct ConvertArgs {
     #[arg(long, value_name = "METHOD", default_value = "gguf")]
     pub save_method: SaveMethod,
 
+    /// The type of a merged model's weights [default: the base's]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<MergeType>,
+
+    /// Bytes of tensors in each file of a merged model, at most
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub max_shard_size: ByteSize,
+
     #[command(flatten)]
     #[allow(missing_docs)]
     pub adapter: super::adapter::AdapterArgs,
@@ -224,12 +232,15 @@ pub(super) struct RunArgs {
 pub(super) enum SaveMethod {
     /// GGUF files
     Gguf,
-    /// Merged safetensors in 16 bits
+    /// Merged safetensors in 16 bits, as transformers saves them
     #[value(name = "merged_16bit")]
     Merged16bit,
-    /// Merged safetensors in 4 bits
-    #[value(name = "merged_4bit", alias = "merged_4bit_forced")]
+    /// Merged safetensors in 4 bits, as bitsandbytes packs them; warns of the loss
+    #[value(name = "merged_4bit")]
     Merged4bit,
+    /// The same without the warning
+    #[value(name = "merged_4bit_forced")]
+    Merged4bitForced,
     /// The adapter only
     Lora,
 }

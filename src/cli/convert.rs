@@ -9,12 +9,12 @@ use super::ollama::{self, Way};
 use super::progress::Display;
 use super::{Interrupted, Usage, print};
 use crate::adapter::MergeDtype;
-use crate::convert::{self, AdapterRequest, ConvertError, Job, Method, Request};
+use crate::convert::{self, AdapterRequest, ConvertError, Job, MergedOptions, Method, Request};
 use crate::device;
 use crate::gguf::{SplitLimit, SplitRule};
 use crate::ollama::Wishes;
 use crate::plan::PlanOptions;
-use crate::quant::{ImatrixFilter, KvOverride, QuantName, QuantOptions, TensorTypeRule, weight_type};
+use crate::quant::{GgmlType, ImatrixFilter, KvOverride, QuantName, QuantOptions, TensorTypeRule, weight_type};
 use crate::report::Report;
 use crate::stream::{Settings, StreamError};
 
@@ -26,6 +26,10 @@ const DEFAULT_QUANT: &str = "q4_k_m";
 
 /// The type that a GGUF adapter is written in unless `--quant` says otherwise: the one of convert_lora_to_gguf.
 const DEFAULT_ADAPTER_TYPE: &str = "f32";
+
+/// What Unsloth says too before it merges into four bits.
+const FOUR_BIT_WARNING: &str = "a merge in 4 bits is less exact than the model with its adapter: keep a merged_16bit \
+     too, for GGUF and for further training (--save-method merged_4bit_forced does not say this)";
 
 /// Plans and, unless it is a dry run, converts.
 pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
@@ -45,6 +49,9 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
             }
             report.next.retain(|c| !c.starts_with("ollama"));
             report.next.insert(0, format!("ollama run {name}"));
+        }
+        if args.save_method == SaveMethod::Merged4bit {
+            report.warnings.insert(0, FOUR_BIT_WARNING.to_owned());
         }
         Ok((report, args.report))
     })
@@ -103,7 +110,46 @@ fn method(args: &ConvertArgs) -> Result<Method, Usage> {
     match args.save_method {
         SaveMethod::Gguf => Ok(Method::Gguf),
         SaveMethod::Lora => args.adapter.method().map(Method::Lora),
-        _ => Err(Usage("--save-method: only gguf and lora are available in this version".to_owned())),
+        SaveMethod::Merged16bit | SaveMethod::Merged4bit | SaveMethod::Merged4bitForced => {
+            refuse_gguf_options(args)?;
+            Ok(Method::Merged(MergedOptions {
+                dtype: args.dtype.map(|dtype| match dtype {
+                    MergeType::F32 => GgmlType::F32,
+                    MergeType::Bf16 => GgmlType::BF16,
+                    MergeType::F16 => GgmlType::F16,
+                }),
+                four_bit: args.save_method != SaveMethod::Merged16bit,
+                max_shard_size: args.max_shard_size.0,
+            }))
+        }
+    }
+}
+
+/// Options that only a GGUF has a use for are no silent wishes beside another way to save.
+fn refuse_gguf_options(args: &ConvertArgs) -> Result<(), Usage> {
+    let q = &args.quantizer;
+    let given = [
+        ("--quant", !args.quant.is_empty()),
+        ("--ollama", args.ollama.is_some()),
+        ("--ollama-create", args.ollama_create.is_some()),
+        ("--split-max-size", args.split_max_size.is_some()),
+        ("--split-max-tensors", args.split_max_tensors.is_some()),
+        ("--no-tensor-first-split", args.no_tensor_first_split),
+        ("--pre-tokenizer", args.pre_tokenizer.is_some()),
+        ("--imatrix", q.imatrix.is_some()),
+        ("--pure", q.pure),
+        ("--leave-output-tensor", q.leave_output_tensor),
+        ("--output-tensor-type", q.output_tensor_type.is_some()),
+        ("--token-embedding-type", q.token_embedding_type.is_some()),
+        ("--tensor-type", !q.tensor_type.is_empty()),
+        ("--tensor-type-file", q.tensor_type_file.is_some()),
+        ("--override-kv", !q.override_kv.is_empty()),
+        ("--prune-layers", !q.prune_layers.is_empty()),
+        ("--keep-split", q.keep_split),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(Usage(format!("{option}: belongs to --save-method gguf; leave one of them out"))),
+        None => Ok(()),
     }
 }
 

@@ -106,10 +106,9 @@ impl AdapterFolder {
             false => (adapter_file::torch(&infos)?, "adapter_model.bin"),
         };
         let weights = folder.join(name);
-        let rows = infos
-            .iter()
-            .zip(&plan.offsets)
-            .map(|(t, offset)| (t.name.clone(), t.shape.ne(), ggml_type(t.dtype), t.bytes(), *offset));
+        let rows = infos.iter().zip(&plan.offsets).map(|(t, offset)| {
+            (t.name.clone(), t.shape.ne(), ggml_type(t.dtype).name().to_owned(), t.bytes(), *offset)
+        });
         report.outputs.push(OutputReport::new(weights.clone(), "PEFT".to_owned(), plan.size, rows));
         let beside = beside(folder, &settings, tokenizer, card)?;
         report.files = [weights.clone()].into_iter().chain(beside.iter().map(|b| b.0.clone())).collect();

@@ -207,7 +207,7 @@ fn refuse_by_summary(
     adapters: &[(Adapter, f32)],
 ) -> Result<(), AdapterGgufError> {
     let labels = || adapters.iter().map(|(a, _)| a.label()).collect::<Vec<_>>().join(", ");
-    if merge.layer_count.is_some() {
+    if merge.layer_map.is_some() {
         return Err(AdapterGgufError::Replicated { adapter: labels() });
     }
     if merge.changes.is_empty() {

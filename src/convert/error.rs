@@ -69,6 +69,47 @@ pub enum ConvertError {
         /// What it is.
         kind: &'static str,
     },
+    /// A merged model of a GGUF.
+    #[error(
+        "--save-method: {path} is a GGUF, whose tensors have no names of their own; give the folder it was made from"
+    )]
+    MergedGguf {
+        /// The GGUF.
+        path: PathBuf,
+    },
+    /// A model without a layer that four bits are for.
+    #[error("{path}: has no linear layer that bitsandbytes would pack; use --save-method merged_16bit")]
+    NothingToPack {
+        /// The model.
+        path: PathBuf,
+    },
+    /// A folder is needed for several files.
+    #[error("--output {path}: a merged model is a folder of files; give a folder's name")]
+    NeedsFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The result would stand where its sources do.
+    #[error("--output {path}: holds a model or an adapter that is read, and would be damaged; give another folder")]
+    OverSource {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The header of a shard.
+    #[error(transparent)]
+    Shard(#[from] crate::save::ShardError),
+    /// Finishing the shards of a merged model.
+    #[error(transparent)]
+    Merged(#[from] crate::save::MergedError),
+    /// A tensor that is copied could not be read.
+    #[error("tensor '{tensor}': {cause}")]
+    Copy {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        #[source]
+        cause: crate::recipe::ReadError,
+    },
     /// One output file for several types.
     #[error("--output {path}: one file cannot hold {types} types; give a folder, or one --quant type")]
     OneFile {

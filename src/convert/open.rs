@@ -10,8 +10,8 @@ use crate::gguf::{GgufFile, Metadata, Value};
 use crate::ollama::{ChatInput, Modelfile, ModelfileInput, Wishes, licenses};
 use crate::plan::{Model, Tensors};
 use crate::report::Dropped;
-use crate::source::{self, GgufModel, ModelFolder, Places, TensorSet, resolve_base, resolve_model, tokenizer_files};
-use crate::tokenizer::{Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabFit};
+use crate::source::{self, GgufModel, ModelFolder, Places, TOKENIZER_FILES, TensorSet, resolve_base, resolve_model};
+use crate::tokenizer::{SavedFile, Special, Tokenizer, TokenizerFiles, TokenizerOptions, VocabFit, saved_files};
 
 /// A model that is ready to be planned.
 pub(super) struct Opened {
@@ -20,7 +20,7 @@ pub(super) struct Opened {
     /// Keys and tensors.
     pub(super) model: Model,
     /// Tokenizer files to put beside the GGUF.
-    pub(super) tokenizer_files: Vec<PathBuf>,
+    pub(super) tokenizer_files: Vec<SavedFile>,
     /// What a Modelfile is made of.
     pub(super) chat: Chat,
     /// Facts about the source.
@@ -118,17 +118,27 @@ impl MergedFolder {
     /// Opens a model folder, with the adapter that was named as the model and those of `--lora`.
     pub(super) fn open(request: &Request, folder: &Path, own: Option<&Path>) -> Result<Self, ConvertError> {
         let base = ModelFolder::open(folder)?;
-        let mut tensors = base.tensors();
+        let tensors = base.tensors();
+        Self::merge(request, base, tensors, own)
+    }
+
+    /// The same for an opened folder and those of its tensors that count.
+    pub(super) fn merge(
+        request: &Request,
+        base: ModelFolder,
+        mut tensors: TensorSet,
+        own: Option<&Path>,
+    ) -> Result<Self, ConvertError> {
         let adapters = Adapters::open(request, own)?;
         let mut merge = MergeSummary::default();
         if !adapters.peft.is_empty() {
             let info = BaseInfo::new(base.name(), base.config());
             merge = adapter::apply(&adapters.peft, &mut tensors, &info, &adapters.options)?;
         }
-        let homes: Vec<&Path> = adapters.peft.iter().map(|(a, _)| a.path()).chain([folder]).collect();
+        let homes: Vec<&Path> = adapters.peft.iter().map(|(a, _)| a.path()).chain([base.path()]).collect();
         let tokenizer = TokenizerFiles::new(homes);
         let config = merged_config(base.config(), &merge);
-        let origin = own.unwrap_or(folder).to_owned();
+        let origin = own.unwrap_or(base.path()).to_owned();
         Ok(MergedFolder { base, tensors, adapters, merge, config, tokenizer, origin })
     }
 
@@ -185,13 +195,15 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
             .map(|(tensor, reason)| Dropped { tensor, reason: reason.to_owned() })
             .collect(),
     };
+    let (tokenizer_files, notes) = saved_files(&files, &TOKENIZER_FILES)?;
+    warnings.extend(notes);
     let mut input = chat(&tokenizer, base.generation_config(), &metadata, converted.arch);
     input.licenses = licenses(&[origin.as_path(), base.path()]);
     let chat = Chat { input, projectors: Vec::new() };
     Ok(Opened {
         name,
         model: Model { metadata, tensors: Tensors::Converted { tensors: converted.tensors, auto } },
-        tokenizer_files: files.home().map(tokenizer_files).unwrap_or_default(),
+        tokenizer_files,
         chat,
         report,
         adapters: adapters.reports(&merge),
@@ -203,7 +215,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
 /// The model's configuration as merging leaves it: a head of its own, another vocabulary, more layers.
 fn merged_config(config: &serde_json::Value, merge: &MergeSummary) -> serde_json::Value {
     let mut config = config.clone();
-    let mut set = |key: &str, value: serde_json::Value| {
+    let set = |config: &mut serde_json::Value, key: &str, value: serde_json::Value| {
         let Some(whole) = config.as_object_mut() else { return };
         // Models of several parts keep the language model's settings in a table of their own.
         let nested = whole.get("text_config").is_some_and(|t| t.get(key).is_some());
@@ -211,15 +223,35 @@ fn merged_config(config: &serde_json::Value, merge: &MergeSummary) -> serde_json
         table.and_then(|t| t.insert(key.to_owned(), value));
     };
     if merge.untied_head.is_some() {
-        set("tie_word_embeddings", false.into());
+        set(&mut config, "tie_word_embeddings", false.into());
+        // A model of several parts may say it twice.
+        if let Some(whole) = config.get_mut("tie_word_embeddings") {
+            *whole = false.into();
+        }
     }
     if let Some(rows) = merge.vocab_size {
-        set("vocab_size", rows.into());
+        set(&mut config, "vocab_size", rows.into());
     }
-    if let Some(layers) = merge.layer_count {
-        set("num_hidden_layers", layers.into());
+    if let Some(map) = &merge.layer_map {
+        replicate(&mut config, map);
     }
     config
+}
+
+/// Sets the number of layers, and repeats what a config lists layer by layer (`layer_types`) as they were.
+fn replicate(config: &mut serde_json::Value, map: &[u64]) {
+    const COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+    let whole = |c: &serde_json::Value| COUNTS.iter().find_map(|k| Some((*k, c.get(*k)?.as_u64()?)));
+    let nested = config.get("text_config").is_some_and(|t| whole(t).is_some());
+    let table = if nested { &mut config["text_config"] } else { config };
+    let Some((key, before)) = whole(table) else { return };
+    table[key] = map.len().into();
+    let lists = table.as_object_mut().into_iter().flat_map(|t| t.iter_mut());
+    for (_, list) in lists.filter(|(key, _)| key.contains("layer")) {
+        if let Some(list) = list.as_array_mut().filter(|l| l.len() as u64 == before) {
+            *list = map.iter().filter_map(|&layer| list.get(layer as usize).cloned()).collect();
+        }
+    }
 }
 
 /// A folder's own name, also for `.` and `..`; a file's without its ending.

@@ -6,7 +6,7 @@ use super::ConvertError;
 use crate::adapter::MergeDtype;
 use crate::ollama::Wishes;
 use crate::plan::PlanOptions;
-use crate::quant::{FileType, Imatrix, ImatrixFilter, QuantName};
+use crate::quant::{FileType, GgmlType, Imatrix, ImatrixFilter, QuantName};
 
 /// A conversion as the user asks for it.
 #[derive(Clone, Debug)]
@@ -48,6 +48,8 @@ pub struct Request {
 pub enum Method {
     /// GGUF files.
     Gguf,
+    /// The merged model under its own names.
+    Merged(MergedOptions),
     /// The adapters alone.
     Lora(AdapterSave),
 }
@@ -81,6 +83,17 @@ pub enum SaveEmbeddings {
     Yes,
     /// Only where they are modules_to_save.
     No,
+}
+
+/// How a merged model is saved.
+#[derive(Clone, Copy, Debug)]
+pub struct MergedOptions {
+    /// The type of its weights, where it is not to be the base's.
+    pub dtype: Option<GgmlType>,
+    /// Whether its linear layers are packed in four bits, as bitsandbytes does.
+    pub four_bit: bool,
+    /// Bytes of tensors from which a new shard begins.
+    pub max_shard_size: u64,
 }
 
 /// One `--lora`.

@@ -144,6 +144,7 @@ impl Drop for AtomicFile {
 #[derive(Debug, Default)]
 pub struct OutputSet {
     files: Vec<AtomicFile>,
+    replaced: Vec<PathBuf>,
     made_folders: Vec<PathBuf>,
 }
 
@@ -182,11 +183,21 @@ impl OutputSet {
         &self.files[i]
     }
 
+    /// Files that these take the place of, whatever their names: they go when these have theirs.
+    pub fn replace(&mut self, others: Vec<PathBuf>) {
+        self.replaced = others;
+    }
+
     /// Flushes every file, then renames them all.
     pub fn commit(mut self) -> Result<(), OutputError> {
         self.files.iter().try_for_each(AtomicFile::finish)?;
         let mut folders: Vec<PathBuf> = self.files.iter().map(|f| folder_of(&f.target)).collect();
         self.files.iter_mut().try_for_each(AtomicFile::rename)?;
+        for path in &self.replaced {
+            if !self.files.iter().any(|f| f.target == *path) {
+                std::fs::remove_file(path).map_err(OutputError::io(path, "remove"))?;
+            }
+        }
         folders.sort();
         folders.dedup();
         for folder in folders {

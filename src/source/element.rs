@@ -110,7 +110,7 @@ fn fnuz(b: u8, mantissa_bits: u32) -> f32 {
 }
 
 /// Rounds every value to the nearest of `precision` (F16 or BF16), ties to even; F32 changes nothing.
-pub(super) fn round_all(precision: GgmlType, values: &mut [f32]) {
+pub(crate) fn round_all(precision: GgmlType, values: &mut [f32]) {
     match precision {
         GgmlType::BF16 => {
             for x in values {

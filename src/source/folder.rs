@@ -6,7 +6,7 @@
 //! weights and is not read.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,16 +15,18 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::file::WeightFile;
+use super::packed::Unpacked;
 use super::safetensors::{self, Contents};
 use super::stored::Stored;
 use super::{SourceError, TensorSet, packed, torch};
+use crate::quant::GgmlType;
 use crate::recipe::Recipe;
 
 /// The longest JSON file that is read; tokenizer files are read elsewhere.
 const MAX_JSON: u64 = 64 << 20;
 
-/// Files that belong to a tokenizer, in the order in which they are copied.
-const TOKENIZER_FILES: [&str; 16] = [
+/// Files (and a folder) that belong to a tokenizer, in the order in which they are copied.
+pub const TOKENIZER_FILES: [&str; 16] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -55,6 +57,7 @@ pub struct ModelFolder {
     files: Vec<Arc<WeightFile>>,
     stored: StoredTensors,
     tensors: TensorSet,
+    plain: HashSet<String>,
     packing: Option<&'static str>,
 }
 
@@ -78,8 +81,9 @@ impl ModelFolder {
         let generation_path = path.join("generation_config.json");
         let generation_config = generation_path.is_file().then(|| read_json(&generation_path)).transpose()?;
         let (stored, metadata, files) = open_weights_of(path)?;
-        let (tensors, packing) = packed::unpack(&stored, &config, &metadata, path)?;
-        Ok(ModelFolder { path: path.to_path_buf(), config, generation_config, files, stored, tensors, packing })
+        let Unpacked { tensors, plain, method } = packed::unpack(&stored, &config, &metadata, path)?;
+        let path = path.to_path_buf();
+        Ok(ModelFolder { path, config, generation_config, files, stored, tensors, plain, packing: method })
     }
 
     /// The folder.
@@ -125,9 +129,23 @@ impl ModelFolder {
         self.tensors.clone()
     }
 
+    /// The type that the model is loaded in: its config's, else that of its first tensor of floats.
+    pub fn element_type(&self) -> GgmlType {
+        let first = || {
+            let floats = self.stored.values().map(Stored::dtype).find(|d| packed::is_plain_float(*d));
+            floats.map(super::element::precision)
+        };
+        packed::named_type(&self.config).or_else(first).unwrap_or(GgmlType::BF16)
+    }
+
     /// The method that packed the weights (`bitsandbytes`, `gptq`, ..), where they are packed.
     pub fn packing(&self) -> Option<&'static str> {
         self.packing
+    }
+
+    /// A tensor as it lies in its file, unless it is packed.
+    pub fn stored(&self, name: &str) -> Option<&Stored> {
+        self.stored.get(name).filter(|_| self.plain.contains(name))
     }
 
     /// The weight files, in the order in which they are read.

@@ -15,10 +15,12 @@ mod stored;
 mod tensors;
 mod torch;
 
+pub(crate) use element::round_all;
 pub use error::SourceError;
 pub use file::WeightFile;
-pub use folder::{ModelFolder, open_stored, open_weight_file, read_json, tokenizer_files};
+pub use folder::{ModelFolder, TOKENIZER_FILES, open_stored, open_weight_file, read_json, tokenizer_files};
 pub use gguf::GgufModel;
+pub(crate) use packed::NF4;
 pub use resolve::{Model, Places, base_of_adapter, resolve_base, resolve_model};
 pub use stored::Stored;
 pub use tensors::TensorSet;

@@ -29,7 +29,7 @@ use crate::source::stored::Stored;
 use crate::source::{SourceError, element};
 
 /// `bitsandbytes.functional.get_4bit_type("nf4")`
-static NF4: [f32; 16] = [
+pub(crate) static NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
     -0.525_073_05,

@@ -21,7 +21,9 @@ mod quanto;
 mod rounded;
 mod torchao;
 
-use std::collections::HashMap;
+pub(crate) use bitsandbytes::NF4;
+
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -75,13 +77,23 @@ const REFUSED: [(&str, &str); 12] = [
     ("gguf", "the weights are in a GGUF file; give that file itself"),
 ];
 
-/// The tensors of a model with packed ones decoded, and the name of the method that packed them.
+/// A model's tensors with packed ones decoded.
+pub(super) struct Unpacked {
+    /// All tensors under their logical names.
+    pub(super) tensors: TensorSet,
+    /// Names of those that are stored plainly.
+    pub(super) plain: HashSet<String>,
+    /// The method that packed the others.
+    pub(super) method: Option<&'static str>,
+}
+
+/// Decodes what is packed.
 pub(super) fn unpack(
     stored: &StoredTensors,
     config: &Value,
     metadata: &HashMap<String, String>,
     folder: &Path,
-) -> Result<(TensorSet, Option<&'static str>), SourceError> {
+) -> Result<Unpacked, SourceError> {
     let quantization = quantization_config(config, folder)?;
     let slots = stored.iter().map(|(n, t)| (n.clone(), Slot::Plain(t.clone()))).collect();
     let mut shelf = Shelf {
@@ -96,7 +108,7 @@ pub(super) fn unpack(
     let name = match &quantization {
         Some(q) => method_name(q),
         None if bitsandbytes::is_present(stored) => "bitsandbytes".to_string(),
-        None => return Ok((shelf.finish(), None)),
+        None => return Ok(shelf.finish(None)),
     };
     shelf.config = quantization.unwrap_or(Value::Null);
     match METHODS.iter().find(|(n, _)| *n == name) {
@@ -104,7 +116,7 @@ pub(super) fn unpack(
             shelf.method = method;
             unpack(&mut shelf)?;
             shelf.check_codes()?;
-            Ok((shelf.finish(), Some(method)))
+            Ok(shelf.finish(Some(method)))
         }
         None => {
             let reason = REFUSED.iter().find(|(n, _)| *n == name).map(|(_, why)| *why);
@@ -158,8 +170,18 @@ fn method_name(config: &Value) -> String {
 
 /// The type in which the model computes: what a library decodes to when its tensors do not say.
 fn model_type(config: &Value) -> GgmlType {
+    named_type(config).unwrap_or(GgmlType::BF16)
+}
+
+/// The type that a config names for the model.
+pub(super) fn named_type(config: &Value) -> Option<GgmlType> {
     let named = ["/dtype", "/torch_dtype", "/text_config/dtype", "/text_config/torch_dtype"];
-    named.iter().find_map(|p| type_named(config.pointer(p)?.as_str()?)).unwrap_or(GgmlType::BF16)
+    named.iter().find_map(|p| type_named(config.pointer(p)?.as_str()?))
+}
+
+/// Whether elements of this type are floats that a model computes with.
+pub(super) fn is_plain_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
 /// The plain type of a PyTorch name, with or without `torch.`.
@@ -348,12 +370,17 @@ impl Shelf<'_> {
         Ok(())
     }
 
-    fn finish(self) -> TensorSet {
+    fn finish(self, method: Option<&'static str>) -> Unpacked {
+        let mut plain = HashSet::new();
         let kept = self.slots.into_iter().filter_map(|(name, slot)| match slot {
-            Slot::Plain(t) => Some((name, Recipe::source(Arc::new(t)))),
+            Slot::Plain(t) => {
+                plain.insert(name.clone());
+                Some((name, Recipe::source(Arc::new(t))))
+            }
             Slot::Claimed => None,
             Slot::Decoded(name, recipe) => Some((name, recipe)),
         });
-        kept.chain(self.added).collect()
+        let tensors = kept.chain(self.added).collect();
+        Unpacked { tensors, plain, method }
     }
 }
