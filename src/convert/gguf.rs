@@ -70,7 +70,7 @@ fn merge_peft(
     let mut merged = restored.tensors().clone();
     let base = BaseInfo::new(base_name(adapters, path), &restored.config());
     let mut merge = adapter::apply(&adapters.peft, &mut merged, &base, &adapters.options)?;
-    let reshaped = merge.vocab_size.map(|_| "vocabulary").or(merge.layer_count.map(|_| "number of layers"));
+    let reshaped = merge.vocab_size.map(|_| "vocabulary").or(merge.layer_map.as_ref().map(|_| "number of layers"));
     if let Some(what) = reshaped {
         return Err(ConvertError::ReshapesGguf { path: path.to_owned(), what });
     }

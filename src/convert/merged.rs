@@ -84,12 +84,10 @@ impl Merged {
         let ty = element_type(&opened, options, &mut warnings);
         let packer = options.four_bit.then(|| Packer::new(opened.base.config()));
         let (list, mut dropped) = weights(&opened.base, &opened.tensors, ty, packer.as_ref());
-        dropped.extend(
-            opened.tied.iter().map(|(head, embedding)| Dropped {
-                tensor: head.clone(),
-                reason: format!("it is tied to {embedding}"),
-            }),
-        );
+        dropped.extend(tied.into_iter().map(|(copy, kept)| {
+            let reason = format!("it is tied to {kept}");
+            Dropped { tensor: copy, reason }
+        }));
         if options.four_bit && !list.iter().any(|w| matches!(w.form, Form::Packed(_))) {
             return Err(ConvertError::NothingToPack { path: opened.base.path().to_owned() });
         }
