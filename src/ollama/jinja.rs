@@ -84,6 +84,15 @@ pub struct ChatTemplate {
 static GENERATION: LazyLock<Option<regex::Regex>> =
     LazyLock::new(|| regex::Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
 
+/// An expression or a statement.
+static TAG: LazyLock<Option<regex::Regex>> = LazyLock::new(|| regex::Regex::new(r"(?s)\{[{%].*?[%}]\}").ok());
+/// A method of dictionaries, with the parenthesis that calls it, if it is called.
+static METHOD: LazyLock<Option<regex::Regex>> =
+    LazyLock::new(|| regex::Regex::new(r"\b[A-Za-z_]\w*(?:\.\w+)*\.(?:items|keys|values)\b(\s*\()?").ok());
+
+/// A text marked as safe that something is added to.
+static ADDED: LazyLock<Option<regex::Regex>> = LazyLock::new(|| regex::Regex::new(r"\|\s*safe\s*\+").ok());
+
 impl ChatTemplate {
     /// Compiles a template; `bos_token` and `eos_token` are the texts it may refer to.
     ///
@@ -99,6 +108,7 @@ impl ChatTemplate {
                 .into_owned(),
             None => source.to_owned(),
         };
+        let source = methods_as_in_python(&source);
         let hooks: Hooks = Arc::default();
         let date = Arc::new(Mutex::new(Date::today()));
         let mut environment = Environment::new();
@@ -314,6 +324,37 @@ fn add_filters(environment: &mut Environment<'static>, hooks: &Hooks) {
         Ok(python::json_dumps(value, &style).into())
     });
     environment.add_filter("string", |value: &Value| python::to_str(value));
+    environment.add_filter("added_to", |_: &Value| -> Result<Value, Error> {
+        Err(invalid("a text marked as safe is added to: jinja2 escapes what is added, which is not reproduced"))
+    });
+    for name in ["e", "escape", "forceescape"] {
+        environment.add_filter(name, |value: &Value| escape(&python::to_str(value)));
+    }
+}
+
+/// What jinja2's `escape` makes of a text (markupsafe).
+fn escape(text: &str) -> String {
+    let pairs = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&#39;"), ("\"", "&#34;")];
+    pairs.into_iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// In jinja2 `x.items` is the dictionary's method, also where the dictionary has such a key, and a method that is not
+/// called has no attributes: an empty dictionary stands for it.
+fn methods_as_in_python(source: &str) -> String {
+    let (Some(tag), Some(method)) = (TAG.as_ref(), METHOD.as_ref()) else {
+        return source.to_owned();
+    };
+    tag.replace_all(source, |tag: &regex::Captures<'_>| {
+        method
+            .replace_all(
+                &tag[0],
+                |found: &regex::Captures<'_>| {
+                    if found.get(1).is_some() { found[0].to_owned() } else { "({})".to_owned() }
+                },
+            )
+            .into_owned()
+    })
+    .into_owned()
 }
 
 /// The arguments of transformers' `tojson`: `ensure_ascii, indent, separators, sort_keys`.
@@ -415,6 +456,16 @@ mod tests {
         assert_eq!(render("{{ ({'a': [1]}) | tojson(indent=2) }}"), "{\n  \"a\": [\n    1\n  ]\n}");
         assert_eq!(render("{{ 'a.b.c'.rsplit('.', 1) }}"), "['a.b', 'c']");
         assert_eq!(render("{{ none is iterable }} {{ tools is none }}"), "False True");
+    }
+
+    #[test]
+    fn methods_and_escapes_are_pythons() {
+        assert_eq!(
+            render("{% set x = {'items': {'type': 'a'}} %}{{ x.items.type is defined }} {{ x['items'].type }}"),
+            "False a"
+        );
+        assert_eq!(render("x.items {% for k, v in {'b': 1}.items() %}{{ k }}{{ v }}{% endfor %}"), "x.items b1");
+        assert_eq!(render("{{ '<\\'&\">' | e }}"), "&lt;&#39;&amp;&#34;&gt;");
     }
 
     #[test]

@@ -8,6 +8,8 @@ Needs transformers. Prints, per template that differs, how many texts differ, an
 jinja2 raises, transformers cannot render the conversation, and there is nothing to be equal to.
 """
 import collections, datetime, json, sys
+
+sys.path.pop(0)  # the scripts beside this one have names of Python's own modules
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 DAY = datetime.datetime(2026, 3, 7)

@@ -94,7 +94,11 @@ impl Abilities {
             let changes = ["U", "U A U", "U HA U", "U HA"].iter().any(|shape| {
                 let render = |think| template.render(&single(shape, false, 0, think), &with).ok();
                 let (unset, on, off) = (render(None), render(Some(true)), render(Some(false)));
-                on.is_some() && off.is_some() && (on != off || on != unset)
+                // A number of tokens, say, that is called by such a name is no switch: it would be printed.
+                let printed = [("True", &on), ("False", &off)]
+                    .iter()
+                    .any(|(word, text)| text.as_ref().is_some_and(|t| t.contains(word)));
+                on.is_some() && off.is_some() && !printed && (on != off || on != unset)
             });
             if changes {
                 dialect = with;
