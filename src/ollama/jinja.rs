@@ -345,14 +345,15 @@ fn methods_as_in_python(source: &str) -> String {
         return source.to_owned();
     };
     tag.replace_all(source, |tag: &regex::Captures<'_>| {
-        method
-            .replace_all(
-                &tag[0],
-                |found: &regex::Captures<'_>| {
-                    if found.get(1).is_some() { found[0].to_owned() } else { "({})".to_owned() }
-                },
-            )
-            .into_owned()
+        let tag = match ADDED.as_ref() {
+            Some(added) => added.replace_all(&tag[0], "| added_to +").into_owned(),
+            None => tag[0].to_owned(),
+        };
+        let kept = |found: &regex::Captures<'_>| match found.get(1) {
+            Some(_) => found[0].to_owned(),
+            None => "({})".to_owned(),
+        };
+        method.replace_all(&tag, kept).into_owned()
     })
     .into_owned()
 }
