@@ -47,6 +47,8 @@ pub struct ModelReport {
     pub parameters: u64,
     /// Bytes of the source's weight files.
     pub bytes: u64,
+    /// The method that packed the weights (`bitsandbytes`, `gptq`, ..), where they are packed.
+    pub quantization: Option<&'static str>,
     /// Source tensors that no output needs, each with the reason.
     pub dropped: Vec<Dropped>,
 }

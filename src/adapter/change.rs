@@ -305,28 +305,35 @@ fn first_bad(part: &Recipe, scratch: &mut Scratch) -> Option<String> {
 
 /// The sum of squares: each run of 4096 in eight f32 lanes, the runs in f64.
 fn squares(values: &[f32]) -> f64 {
-    sum_lanes(values.chunks(4096).map(|run| {
-        let mut lanes = [0f32; 8];
-        let mut chunks = run.chunks_exact(8);
-        for chunk in &mut chunks {
-            lanes.iter_mut().zip(chunk).for_each(|(l, v)| *l += v * v);
-        }
-        lanes.iter_mut().zip(chunks.remainder()).for_each(|(l, v)| *l += v * v);
-        lanes
-    }))
+    pulp::Arch::new().dispatch(|| {
+        sum_lanes(values.chunks(4096).map(|run| {
+            let mut lanes = [0f32; 8];
+            let (eights, rest) = run.as_chunks::<8>();
+            for chunk in eights {
+                lanes.iter_mut().zip(chunk).for_each(|(l, v)| *l += v * v);
+            }
+            lanes.iter_mut().zip(rest).for_each(|(l, v)| *l += v * v);
+            lanes
+        }))
+    })
 }
 
 /// The sum of squares of differences.
 fn distance(a: &[f32], b: &[f32]) -> f64 {
-    sum_lanes(a.chunks(4096).zip(b.chunks(4096)).map(|(a, b)| {
-        let mut lanes = [0f32; 8];
-        for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-            lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(l, (a, b))| *l += (a - b) * (a - b));
-        }
-        lanes
-    }))
+    pulp::Arch::new().dispatch(|| {
+        sum_lanes(a.chunks(4096).zip(b.chunks(4096)).map(|(a, b)| {
+            let mut lanes = [0f32; 8];
+            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+            for (a, b) in a.iter().zip(b) {
+                lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(l, (a, b))| *l += (a - b) * (a - b));
+            }
+            lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(l, (a, b))| *l += (a - b) * (a - b));
+            lanes
+        }))
+    })
 }
 
+#[inline(always)]
 fn sum_lanes(runs: impl Iterator<Item = [f32; 8]>) -> f64 {
     runs.map(|lanes| lanes.iter().map(|&l| f64::from(l)).sum::<f64>()).sum()
 }

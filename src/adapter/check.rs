@@ -22,9 +22,11 @@ pub struct NotFinite {
 /// Whether every value is finite. One pass without branches.
 pub fn all_finite(values: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
-    values
-        .chunks(4096)
-        .all(|run| run.iter().fold(0u32, |bad, v| bad | u32::from(v.to_bits() & EXPONENT == EXPONENT)) == 0)
+    pulp::Arch::new().dispatch(|| {
+        values
+            .chunks(4096)
+            .all(|run| run.iter().fold(0u32, |bad, v| bad | u32::from(v.to_bits() & EXPONENT == EXPONENT)) == 0)
+    })
 }
 
 /// Whether every encoded element of a plain type is finite; other types pass.
@@ -40,7 +42,7 @@ pub fn encoded_finite(ty: GgmlType, bytes: &[u8]) -> bool {
 /// Whether no element is `bad`. Looks at whole runs, without branches.
 fn none<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> bool {
     let (elements, _) = bytes.as_chunks::<N>();
-    elements.chunks(4096).all(|run| !run.iter().fold(false, |found, b| found | bad(*b)))
+    pulp::Arch::new().dispatch(|| elements.chunks(4096).all(|run| !run.iter().fold(false, |found, b| found | bad(*b))))
 }
 
 /// Finds the first of `row_len` values a row, the first row being `first_row`, that is not finite or does not stay so

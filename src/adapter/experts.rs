@@ -170,10 +170,10 @@ impl Stack {
         let outputs = self.b.shape().rows() / self.experts;
         let b = self.b.clone().slice(expert * outputs, outputs)?;
         Ok(if self.straight {
-            Factors { a, b: b.slice(rows.start, count)?, scale: self.scale }
+            Factors::new(a, b.slice(rows.start, count)?, self.scale)
         } else {
             let (a, b) = (b.transposed()?, a.columns(rows.start, count)?.transposed()?);
-            Factors { a, b, scale: self.scale }
+            Factors::new(a, b, self.scale)
         })
     }
 }
@@ -269,7 +269,7 @@ impl Addend for ExpertDeltas {
     fn terms(&self) -> Option<Vec<Term>> {
         let scale = self.factors.first()?.scale;
         let stack = |part: fn(&Factors) -> Recipe| Recipe::stack(self.factors.iter().map(part).collect()).ok();
-        Some(vec![Term { a: stack(|f| f.a.clone())?, b: stack(|f| f.b.clone())?, scale }])
+        Some(vec![Term { a: stack(|f| f.term().a)?, b: stack(|f| f.term().b)?, scale }])
     }
 }
 

@@ -177,12 +177,12 @@ impl GgufLora {
             ([tokens, dim], [a_tokens, a_rank], [b_dim, b_rank]) if name.ends_with("token_embd.weight") => {
                 self.expect(a, name, base, (*a_tokens, *a_rank), (*tokens, rank))?;
                 self.expect(b, name, base, (*b_dim, *b_rank), (*dim, rank))?;
-                Effect::LowRank(Factors { a: b.recipe.clone().transposed()?, b: a.recipe.clone(), scale })
+                Effect::LowRank(Factors::new(b.recipe.clone().transposed()?, a.recipe.clone(), scale))
             }
             ([rows, cols], [a_rank, a_cols], [b_rows, b_rank]) => {
                 self.expect(a, name, base, (*a_rank, *a_cols), (rank, *cols))?;
                 self.expect(b, name, base, (*b_rows, *b_rank), (*rows, rank))?;
-                Effect::LowRank(Factors { a: a.recipe.clone(), b: b.recipe.clone(), scale })
+                Effect::LowRank(Factors::new(a.recipe.clone(), b.recipe.clone(), scale))
             }
             ([experts, rows, cols], [a_experts, a_rank, a_cols], [b_experts, b_rows, b_rank]) => {
                 self.expect(a, name, base, (*a_rank, *a_cols), (rank, *cols))?;
@@ -194,7 +194,7 @@ impl GgufLora {
                     factors.clone().slice(expert, 1)?.reshape(Shape::matrix(rows, cols))
                 };
                 let factors = (0..*experts).map(|e| {
-                    Ok(Factors { a: of(&a.recipe, e, (rank, *cols))?, b: of(&b.recipe, e, (*rows, rank))?, scale })
+                    Ok(Factors::new(of(&a.recipe, e, (rank, *cols))?, of(&b.recipe, e, (*rows, rank))?, scale))
                 });
                 let factors = factors.collect::<Result<Vec<_>, AdapterError>>()?;
                 Effect::Adds(Box::new(ExpertDeltas { factors, rows: *rows }))

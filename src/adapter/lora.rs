@@ -93,9 +93,9 @@ fn weight(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> Resu
     let flat_a = a.recipe.clone().reshape(Shape::matrix(rank, columns))?;
     let flat_b = b.recipe.clone().reshape(Shape::matrix(out, rank))?;
     let factors = if transposed {
-        Factors { a: flat_b.transposed()?, b: flat_a.transposed()?, scale }
+        Factors::new(flat_b.transposed()?, flat_a.transposed()?, scale)
     } else {
-        Factors { a: flat_a, b: flat_b, scale }
+        Factors::new(flat_a, flat_b, scale)
     };
     let edit = match module.take("lora_magnitude_vector") {
         Some(magnitude) => {
@@ -185,7 +185,7 @@ fn embedding(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> R
         return Err(cx.mismatch(b, &target, format!("[{dim}, {rank}]")));
     }
     let scale = scale(&module.name, a, rank, 1, cx)?;
-    let factors = Factors { a: b.recipe.clone().transposed()?, b: a.recipe.clone().transposed()?, scale };
+    let factors = Factors::new(b.recipe.clone().transposed()?, a.recipe.clone().transposed()?, scale);
     let edit = match module.take("lora_magnitude_vector") {
         Some(magnitude) => {
             let effect = dora::plan(&magnitude, factors, dim, Axis::Columns, &target, cx)?;

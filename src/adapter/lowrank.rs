@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::lazy::Recent;
 use crate::recipe::{LowRank, ReadError, Recipe, Scratch, Term};
 
 /// Columns of a tile: its part of `a` is packed, so that a power-of-two row length does not make the rows of
@@ -16,20 +17,31 @@ const COLS: usize = 16;
 /// Rows of a tile: with `COLS` columns, as many sums as eight vector registers hold.
 const ROWS: usize = 4;
 
+/// Elements of `a` that are used on all rows before the next ones are: half of a core's first cache. Tiles next to
+/// each other follow each other, so that rows are walked along and not only crossed.
+const BLOCK: usize = 4096;
+
 /// `B` and `A` of one change, as recipes over the adapter's file: rows are read when they are needed.
 pub(super) struct Factors {
     /// `[rank, columns]`
-    pub(super) a: Recipe,
+    a: Recipe,
     /// `[rows, rank]`
-    pub(super) b: Recipe,
+    b: Recipe,
     /// The factor of the sum, rounded to f32 when it is used.
     pub(super) scale: f64,
+    /// `A` in tiles, which all rows share.
+    tiles: Recent,
 }
 
 impl Factors {
     /// The product that they stand for.
     pub(super) fn term(&self) -> Term {
         Term { a: self.a.clone(), b: self.b.clone(), scale: self.scale }
+    }
+
+    /// `scale * b @ a`, of `a` `[rank, columns]` and `b` `[rows, rank]`.
+    pub(super) fn new(a: Recipe, b: Recipe, scale: f64) -> Self {
+        Factors { a, b, scale, tiles: Recent::new() }
     }
 
     /// Adds the product's rows `rows` to `values`; answers the sum of squares of what was added. With `round`,
@@ -43,11 +55,20 @@ impl Factors {
     ) -> Result<f64, ReadError> {
         let rank = self.rank();
         let cols = self.a.shape().row_len() as usize;
-        let mut a = scratch.take_floats(rank * cols);
+        if rank == 0 || values.is_empty() {
+            return Ok(0.0);
+        }
+        let tiles = self.tiles.get(|| {
+            let mut a = scratch.take_floats(rank * cols);
+            let read = self.read_a(&mut a, scratch);
+            let tiles = read.map(|()| tiled(&a, rank));
+            scratch.give_floats(a);
+            tiles
+        })?;
         let mut b = scratch.take_floats((rows.end - rows.start) as usize * rank);
-        let read = self.read_a(&mut a, scratch).and_then(|()| self.read_b(rows, &mut b, scratch));
-        let squares = read.map(|()| add_product(values, &b, &a, rank, self.scale(), round));
-        scratch.give_floats(a);
+        let read = self.read_b(rows, &mut b, scratch);
+        let product = Product { values, cols, b: &b, tiles: &tiles, rank, scale: self.scale(), round };
+        let squares = read.map(|()| pulp::Arch::new().dispatch(product));
         scratch.give_floats(b);
         squares
     }
@@ -84,13 +105,27 @@ pub(super) fn add_product(
     if rank == 0 || values.is_empty() {
         return 0.0;
     }
-    pulp::Arch::new().dispatch(Product { values, b, a, rank, scale, round })
+    let (tiles, cols) = (tiled(a, rank), a.len() / rank);
+    pulp::Arch::new().dispatch(Product { values, cols, b, tiles: &tiles, rank, scale, round })
+}
+
+/// `a` `[rank, m]` as tiles `[m / COLS, rank, COLS]`; the last is filled up with zeros.
+fn tiled(a: &[f32], rank: usize) -> Vec<f32> {
+    let cols = a.len() / rank;
+    let mut tiles = vec![0f32; cols.div_ceil(COLS) * rank * COLS];
+    for (k, row) in a.chunks_exact(cols.max(1)).enumerate() {
+        for (tile, from) in tiles.chunks_exact_mut(rank * COLS).zip(row.chunks(COLS)) {
+            tile[k * COLS..][..from.len()].copy_from_slice(from);
+        }
+    }
+    tiles
 }
 
 struct Product<'a> {
     values: &'a mut [f32],
+    cols: usize,
     b: &'a [f32],
-    a: &'a [f32],
+    tiles: &'a [f32],
     rank: usize,
     scale: f32,
     round: Option<fn(f32) -> f32>,
@@ -101,45 +136,38 @@ impl pulp::NullaryFnOnce for Product<'_> {
 
     #[inline(always)]
     fn call(self) -> f64 {
-        let Product { values, b, a, rank, scale, round } = self;
-        let cols = a.len() / rank;
-        let mut packed = vec![0f32; rank * COLS];
+        let Product { values, cols, b, tiles, rank, scale, round } = self;
+        let tile_len = rank * COLS;
+        let together = (BLOCK / tile_len).max(1);
         let mut squares = 0f64;
-        for first in (0..cols).step_by(COLS) {
-            let width = COLS.min(cols - first);
-            for (to, from) in packed.chunks_exact_mut(COLS).zip(a.chunks_exact(cols)) {
-                to[..width].copy_from_slice(&from[first..first + width]);
-            }
+        for (block, tiles) in tiles.chunks(together * tile_len).enumerate() {
             for (values, b) in values.chunks_mut(ROWS * cols).zip(b.chunks(ROWS * rank)) {
-                let mut tile = [[0f32; COLS]; ROWS];
-                if b.len() == ROWS * rank {
-                    full_tile(&mut tile, b, &packed, rank);
-                } else {
-                    for (sums, b) in tile.iter_mut().zip(b.chunks_exact(rank)) {
-                        one_row(sums, b, &packed);
-                    }
-                }
-                for (sums, values) in tile.iter_mut().zip(values.chunks_exact_mut(cols)) {
-                    sums.iter_mut().for_each(|x| *x *= scale);
-                    if let Some(round) = round {
-                        sums.iter_mut().for_each(|x| *x = round(*x));
-                    }
-                    let mut row = [0f32; COLS];
-                    if width == COLS {
-                        if let Some(values) = values[first..].first_chunk_mut::<COLS>() {
-                            for ((v, s), q) in values.iter_mut().zip(&*sums).zip(&mut row) {
-                                *v += *s;
-                                *q = s * s;
-                            }
-                        }
+                let mut lanes = [0f32; COLS];
+                for (i, a) in tiles.chunks_exact(tile_len).enumerate() {
+                    let first = (block * together + i) * COLS;
+                    let width = COLS.min(cols - first);
+                    let mut tile = [[0f32; COLS]; ROWS];
+                    if b.len() == ROWS * rank {
+                        full_tile(&mut tile, b, a, rank);
                     } else {
-                        for ((v, s), q) in values[first..first + width].iter_mut().zip(&*sums).zip(&mut row) {
-                            *v += *s;
-                            *q = s * s;
+                        for (sums, b) in tile.iter_mut().zip(b.chunks_exact(rank)) {
+                            one_row(sums, b, a);
                         }
                     }
-                    squares += f64::from(sum_pairwise(&row));
+                    for (sums, values) in tile.iter_mut().zip(values.chunks_exact_mut(cols)) {
+                        sums.iter_mut().for_each(|x| *x *= scale);
+                        if let Some(round) = round {
+                            sums.iter_mut().for_each(|x| *x = round(*x));
+                        }
+                        match values[first..first + width].first_chunk_mut::<COLS>() {
+                            Some(values) => values.iter_mut().zip(&*sums).for_each(|(v, s)| *v += *s),
+                            None => values[first..first + width].iter_mut().zip(&*sums).for_each(|(v, s)| *v += *s),
+                        }
+                        // Beyond the width the sums are zero.
+                        lanes.iter_mut().zip(&*sums).for_each(|(l, s)| *l += s * s);
+                    }
                 }
+                squares += f64::from(sum_pairwise(&lanes));
             }
         }
         squares

@@ -77,7 +77,7 @@ pub(super) fn loha(mut module: Module, cx: &mut Context) -> Result<(), AdapterEr
         cx.expect(b, &weight.target, &[rank, weight.inputs])?;
     }
     let (scale, rank) = scale(&module.name, w1a, Some(rank), cx)?;
-    let factors = |b: &Tensor, a: &Tensor| Factors { a: a.recipe.clone(), b: b.recipe.clone(), scale: 1.0 };
+    let factors = |b: &Tensor, a: &Tensor| Factors::new(a.recipe.clone(), b.recipe.clone(), 1.0);
     let hadamard = Hadamard { first: factors(w1a, w1b), second: factors(w2a, w2b), scale: scale as f32 };
     let edit = Edit::new("LoHa", Some(rank), &[w1a, w1b, w2a, w2b], Effect::Adds(Box::new(hadamard)));
     cx.edit(&weight.target, &module.name, Edit { as_matrix: true, ..edit });
@@ -110,7 +110,7 @@ impl Side {
             match &self.right {
                 None => self.left.rows(0..self.rows, &mut values, scratch)?,
                 Some(right) => {
-                    let factors = Factors { a: right.clone(), b: self.left.clone(), scale: 1.0 };
+                    let factors = Factors::new(right.clone(), self.left.clone(), 1.0);
                     factors.add(0..self.rows, &mut values, scratch, None)?;
                 }
             }

@@ -90,11 +90,24 @@ impl BlockRotation {
     }
 }
 
-/// `out = sum over c of w[c] * matrix[c]`.
+/// `out = sum over c of w[c] * matrix[c]`, eight sums at a time, each in order.
+#[inline(always)]
 fn combine(w: &[f32], matrix: &[f32], out: &mut [f32]) {
-    out.fill(0.0);
-    for (w, row) in w.iter().zip(matrix.chunks_exact(out.len())) {
-        out.iter_mut().zip(row).for_each(|(o, m)| *o += w * m);
+    let n = out.len();
+    let (eights, rest) = out.as_chunks_mut::<8>();
+    for (j, sums) in eights.iter_mut().enumerate() {
+        let mut lanes = [0f32; 8];
+        for (w, row) in w.iter().zip(matrix.chunks_exact(n)) {
+            if let Some(m) = row[8 * j..].first_chunk::<8>() {
+                lanes.iter_mut().zip(m).for_each(|(l, m)| *l += w * m);
+            }
+        }
+        *sums = lanes;
+    }
+    let first = n - rest.len();
+    rest.fill(0.0);
+    for (w, row) in w.iter().zip(matrix.chunks_exact(n)) {
+        rest.iter_mut().zip(&row[first..]).for_each(|(o, m)| *o += w * m);
     }
 }
 
@@ -103,12 +116,14 @@ impl Rewrite for BlockRotation {
         let matrices = self.matrices.get(|| self.compute(scratch))?;
         let n = self.size;
         let mut rotated = scratch.take_floats(n);
-        for row in values.chunks_exact_mut(base.shape().row_len() as usize) {
-            for (w, matrix) in row.chunks_exact_mut(n).zip(matrices.chunks_exact(n * n).cycle()) {
-                combine(w, matrix, &mut rotated);
-                w.copy_from_slice(&rotated);
+        pulp::Arch::new().dispatch(|| {
+            for row in values.chunks_exact_mut(base.shape().row_len() as usize) {
+                for (w, matrix) in row.chunks_exact_mut(n).zip(matrices.chunks_exact(n * n).cycle()) {
+                    combine(w, matrix, &mut rotated);
+                    w.copy_from_slice(&rotated);
+                }
             }
-        }
+        });
         scratch.give_floats(rotated);
         Ok(())
     }
@@ -203,17 +218,19 @@ impl Rewrite for Butterfly {
         let mut scales = scratch.take_floats((rows.end - rows.start) as usize);
         self.scales.rows(rows, &mut scales, scratch)?;
         let (mut mixed, mut rotated) = (scratch.take_floats(cols), scratch.take_floats(n));
-        for (row, scale) in values.chunks_exact_mut(cols).zip(&scales) {
-            for (permutation, matrices) in permutations.iter().zip(matrices.chunks_exact(blocks * n * n)) {
-                permutation.iter().zip(&*row).for_each(|(&to, w)| mixed[to] = *w);
-                for (w, matrix) in mixed.chunks_exact_mut(n).zip(matrices.chunks_exact(n * n)) {
-                    combine(w, matrix, &mut rotated);
-                    w.copy_from_slice(&rotated);
+        pulp::Arch::new().dispatch(|| {
+            for (row, scale) in values.chunks_exact_mut(cols).zip(&scales) {
+                for (permutation, matrices) in permutations.iter().zip(matrices.chunks_exact(blocks * n * n)) {
+                    permutation.iter().zip(&*row).for_each(|(&to, w)| mixed[to] = *w);
+                    for (w, matrix) in mixed.chunks_exact_mut(n).zip(matrices.chunks_exact(n * n)) {
+                        combine(w, matrix, &mut rotated);
+                        w.copy_from_slice(&rotated);
+                    }
+                    permutation.iter().zip(row.iter_mut()).for_each(|(&from, w)| *w = mixed[from]);
                 }
-                permutation.iter().zip(row.iter_mut()).for_each(|(&from, w)| *w = mixed[from]);
+                row.iter_mut().for_each(|w| *w *= scale);
             }
-            row.iter_mut().for_each(|w| *w *= scale);
-        }
+        });
         scratch.give_floats(mixed);
         scratch.give_floats(rotated);
         scratch.give_floats(scales);
@@ -282,11 +299,14 @@ impl Reflections {
 }
 
 /// The scalar product, in eight f64 lanes.
+#[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (a, b) in a.iter().zip(b) {
         lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(l, (a, b))| *l += f64::from(*a) * f64::from(*b));
     }
+    lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(l, (a, b))| *l += f64::from(*a) * f64::from(*b));
     lanes.iter().sum()
 }
 
@@ -294,13 +314,15 @@ impl Rewrite for Reflections {
     fn rows(&self, base: &Recipe, _: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         let vectors = self.vectors.get(|| self.compute(scratch))?;
         let cols = base.shape().row_len() as usize;
-        for row in values.chunks_exact_mut(cols) {
-            // Orthogonal vectors do not see each other's reflections, so both forms are one loop.
-            for u in vectors.chunks_exact(cols) {
-                let twice = (2.0 * dot(row, u)) as f32;
-                row.iter_mut().zip(u).for_each(|(w, u)| *w -= twice * u);
+        pulp::Arch::new().dispatch(|| {
+            for row in values.chunks_exact_mut(cols) {
+                // Orthogonal vectors do not see each other's reflections, so both forms are one loop.
+                for u in vectors.chunks_exact(cols) {
+                    let twice = (2.0 * dot(row, u)) as f32;
+                    row.iter_mut().zip(u).for_each(|(w, u)| *w -= twice * u);
+                }
             }
-        }
+        });
         Ok(())
     }
 }

@@ -60,7 +60,7 @@ fn scale_rows(matrix: Recipe, factors: &Tensor) -> Result<Recipe, AdapterError> 
 /// `scale * b @ a` of a layer's `[outputs, inputs]`, as the model stores it.
 fn product(a: Recipe, b: Recipe, scale: f64, weight: &Weight) -> Result<Effect, AdapterError> {
     let (a, b) = if weight.transposed { (b.transposed()?, a.transposed()?) } else { (a, b) };
-    Ok(Effect::LowRank(Factors { a, b, scale }))
+    Ok(Effect::LowRank(Factors::new(a, b, scale)))
 }
 
 /// AdaLoRA: singular values of their own between the factors.

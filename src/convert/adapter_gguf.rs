@@ -120,6 +120,7 @@ impl Conversion {
             tensors: tensors.len(),
             parameters: tensors.iter().map(|t| t.recipe.shape().elements()).sum(),
             bytes: opened.bytes(),
+            quantization: None,
             dropped: Vec::new(),
         };
         let model = Model { metadata, tensors: Tensors::Converted { tensors, auto: GgmlType::F16 } };

@@ -99,6 +99,7 @@ fn plan_folder(request: &ExtractRequest, out: &Path) -> Result<AdapterFolder, Co
         tensors: after.len(),
         parameters: 0,
         bytes: base.size_bytes() + tuned.size_bytes(),
+        quantization: tuned.packing(),
         dropped: Vec::new(),
     };
     let card = format!(

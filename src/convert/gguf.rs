@@ -47,6 +47,7 @@ pub(super) fn open(request: &Request, path: &Path, own: Option<&Path>) -> Result
             tensors: own_types.len(),
             parameters: 0,
             bytes: gguf.file().parts().iter().map(|p| p.size).sum(),
+            quantization: None,
             dropped: Vec::new(),
         },
         chat: Chat { input: ModelfileInput::of_gguf(gguf.file(), path), projectors: Vec::new() },

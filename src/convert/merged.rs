@@ -113,6 +113,7 @@ impl Merged {
             tensors: opened.base.tensors().len(),
             parameters: parameters(&list),
             bytes: opened.base.size_bytes(),
+            quantization: opened.base.packing(),
             dropped,
         };
         report.adapters = adapters;

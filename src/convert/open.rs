@@ -134,6 +134,13 @@ impl MergedFolder {
         if !adapters.peft.is_empty() {
             let info = BaseInfo::new(base.name(), base.config());
             merge = adapter::apply(&adapters.peft, &mut tensors, &info, &adapters.options)?;
+            if let Some(method) = base.packing() {
+                merge.warnings.push(format!(
+                    "merged into the weights of {}, quantized by {method}: right for an adapter that was trained on \
+                     them (QLoRA), but their rounding stays; --base MODEL takes a 16-bit model instead",
+                    base.path().display()
+                ));
+            }
         }
         let homes: Vec<&Path> = adapters.peft.iter().map(|(a, _)| a.path()).chain([base.path()]).collect();
         let tokenizer = TokenizerFiles::new(homes);
@@ -189,6 +196,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         tensors: base.tensors().len(),
         parameters: 0,
         bytes: base.size_bytes(),
+        quantization: base.packing(),
         dropped: converted
             .dropped
             .into_iter()

@@ -33,7 +33,9 @@ pub(super) fn precision(dtype: Dtype) -> GgmlType {
 pub(super) fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F32 => each(bytes, out, f32::from_le_bytes),
-        Dtype::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        Dtype::BF16 => {
+            pulp::Arch::new().dispatch(|| each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))
+        }
         Dtype::F16 => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
             Ok(halves) if cfg!(target_endian = "little") => halves.convert_to_f32_slice(out),
             _ => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
@@ -45,7 +47,7 @@ pub(super) fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         Dtype::U32 => each(bytes, out, |b| u32::from_le_bytes(b) as f32),
         Dtype::I16 => each(bytes, out, |b| f32::from(i16::from_le_bytes(b))),
         Dtype::U16 => each(bytes, out, |b| f32::from(u16::from_le_bytes(b))),
-        Dtype::I8 => each(bytes, out, |[b]| f32::from(b as i8)),
+        Dtype::I8 => pulp::Arch::new().dispatch(|| each(bytes, out, |[b]| f32::from(b as i8))),
         Dtype::BOOL => each(bytes, out, |[b]| f32::from(u8::from(b != 0))),
         Dtype::F8_E4M3 => by_table(bytes, out, e4m3_table()),
         Dtype::F8_E5M2 => each(bytes, out, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
@@ -56,6 +58,7 @@ pub(super) fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
     let (elements, _) = bytes.as_chunks::<N>();
     for (x, &b) in out.iter_mut().zip(elements) {
@@ -110,16 +113,10 @@ fn fnuz(b: u8, mantissa_bits: u32) -> f32 {
 }
 
 /// Rounds every value to the nearest of `precision` (F16 or BF16), ties to even; F32 changes nothing.
+#[inline(always)]
 pub(crate) fn round_all(precision: GgmlType, values: &mut [f32]) {
     match precision {
-        GgmlType::BF16 => {
-            for x in values {
-                let bits = x.to_bits();
-                let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
-                let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
-                *x = f32::from_bits(kept & 0xFFFF_0000);
-            }
-        }
+        GgmlType::BF16 => pulp::Arch::new().dispatch(|| values.iter_mut().for_each(|x| *x = to_bf16(*x))),
         GgmlType::F16 => {
             let mut halves = [f16::ZERO; 256];
             for part in values.chunks_mut(256) {
@@ -130,6 +127,14 @@ pub(crate) fn round_all(precision: GgmlType, values: &mut [f32]) {
         }
         _ => {}
     }
+}
+
+#[inline(always)]
+fn to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
+    let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
+    f32::from_bits(kept & 0xFFFF_0000)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::fields::{Layout, word};
+use super::fields::{Layout, TURNED, turn};
 use super::grid::{Codes, Grid, Scales, Zeros};
 use super::{Shelf, SourceError, type_of};
 use crate::quant::GgmlType;
@@ -151,17 +151,37 @@ impl RowSource for Gemm {
         self.parts.qweight.read_window_bytes(0..inputs, words.clone(), &mut codes)?;
         self.parts.qzeros.read_window_bytes(0..groups, words.clone(), &mut zeros)?;
         self.parts.scales.read_window(0..groups, rows.clone(), &mut scales, scratch)?;
-        for (i, (r, out)) in rows.zip(out.chunks_exact_mut(inputs as usize)).enumerate() {
-            let (k, shift) = (r / 8 - words.start, 4 * SLOT[(r % 8) as usize]);
-            let nibble = |bytes: &[u8], line: u64| word(bytes, line * width as u64 + k) >> shift & 15;
-            for (g, part) in (0..groups).zip(out.chunks_exact_mut(self.group as usize)) {
-                let scale = scales[g as usize * count + i];
-                let zero = nibble(&zeros, g) as i32;
-                for (c, x) in (g * self.group..).zip(part) {
-                    *x = scale * (nibble(&codes, c) as i32 - zero) as f32;
+        // Rows of whole words, of which those from `skip` on are asked for.
+        let (skip, padded) = ((rows.start - words.start * 8) as usize, width * 8);
+        let mut line = scratch.take_floats(2 * padded);
+        let mut columns = scratch.take_floats(TURNED * count);
+        pulp::Arch::new().dispatch(|| {
+            let (line, zero_points) = line.split_at_mut(padded);
+            let (lines, zero_lines) = (codes.chunks_exact(width * 4), zeros.chunks_exact(width * 4));
+            let mut group_of = zero_lines.zip(scales.chunks_exact(count));
+            let mut scale: &[f32] = &[];
+            for (c, words) in lines.enumerate() {
+                if c as u64 % self.group == 0
+                    && let Some((zeros, scales)) = group_of.next()
+                {
+                    unpack_slots(zeros, zero_points);
+                    scale = scales;
+                }
+                unpack_slots(words, line);
+                let column = &mut columns[c % TURNED * count..][..count];
+                for (((x, code), zero), scale) in
+                    column.iter_mut().zip(&line[skip..]).zip(&zero_points[skip..]).zip(scale)
+                {
+                    *x = scale * (code - zero);
+                }
+                if (c + 1) % TURNED == 0 || c + 1 == inputs as usize {
+                    let first = c / TURNED * TURNED;
+                    turn(&columns[..(c + 1 - first) * count], count, first, inputs as usize, out);
                 }
             }
-        }
+        });
+        scratch.give_floats(line);
+        scratch.give_floats(columns);
         scratch.give_bytes(codes);
         scratch.give_bytes(zeros);
         scratch.give_floats(scales);
@@ -171,6 +191,16 @@ impl RowSource for Gemm {
 
     fn describe(&self) -> String {
         self.parts.qweight.describe()
+    }
+}
+
+/// The codes of eight rows in each word, in order.
+#[inline(always)]
+fn unpack_slots(words: &[u8], out: &mut [f32]) {
+    let ((words, _), (eights, _)) = (words.as_chunks::<4>(), out.as_chunks_mut::<8>());
+    for (w, eight) in words.iter().zip(eights) {
+        let w = u32::from_le_bytes(*w);
+        eight.iter_mut().zip(SLOT).for_each(|(x, slot)| *x = (w >> (4 * slot) & 15) as i32 as f32);
     }
 }
 

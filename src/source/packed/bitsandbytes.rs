@@ -218,32 +218,47 @@ impl FourBit {
         let bytes = elements.start / 2..elements.end.div_ceil(2);
         let mut codes = scratch.take_bytes((bytes.end - bytes.start) as usize);
         self.codes.read_elements(bytes, &mut codes)?;
-        // A row may begin or end in the middle of a byte.
+        let blocks = elements.start / self.block..(elements.end - 1) / self.block + 1;
+        let mut absmax = scratch.take_floats((blocks.end - blocks.start) as usize);
+        self.read_absmax(blocks.clone(), &mut absmax, scratch)?;
+        let block = self.block as usize;
+        if elements.start.is_multiple_of(self.block) && block.is_multiple_of(2) && out.len().is_multiple_of(2) {
+            // Whole bytes in whole blocks: one block at a time stays in the first cache.
+            pulp::Arch::new().dispatch(|| {
+                for ((part, codes), &scale) in out.chunks_mut(block).zip(codes.chunks(block / 2)).zip(&absmax) {
+                    decode_pairs(self.table, codes, part);
+                    part.iter_mut().for_each(|x| *x *= scale);
+                    element::round_all(self.precision, part);
+                }
+            });
+        } else {
+            self.decode_unaligned(&elements, &codes, &absmax, out);
+        }
+        scratch.give_bytes(codes);
+        scratch.give_floats(absmax);
+        Ok(())
+    }
+
+    /// A row may begin or end in the middle of a byte or of a block.
+    fn decode_unaligned(&self, elements: &Range<u64>, codes: &[u8], absmax: &[f32], out: &mut [f32]) {
         let odd = (elements.start % 2) as usize;
         let (head, rest) = out.split_at_mut(odd);
         if let (Some(x), Some(&b)) = (head.first_mut(), codes.first()) {
             *x = self.table[b as usize][1];
         }
         decode_pairs(self.table, &codes[odd..], rest);
-        if let ([.., x], [.., b]) = (rest, &codes[..])
+        if let ([.., x], [.., b]) = (rest, codes)
             && elements.end % 2 == 1
         {
             *x = self.table[*b as usize][0];
         }
-        scratch.give_bytes(codes);
-
-        let blocks = elements.start / self.block..(elements.end - 1) / self.block + 1;
-        let mut absmax = scratch.take_floats((blocks.end - blocks.start) as usize);
-        self.read_absmax(blocks.clone(), &mut absmax, scratch)?;
         let first = ((self.block - elements.start % self.block) as usize).min(out.len());
         let (head, rest) = out.split_at_mut(first);
         head.iter_mut().for_each(|x| *x *= absmax[0]);
         for (part, &scale) in rest.chunks_mut(self.block as usize).zip(&absmax[1..]) {
             part.iter_mut().for_each(|x| *x *= scale);
         }
-        scratch.give_floats(absmax);
         element::round_all(self.precision, out);
-        Ok(())
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) fn int4_pairs() -> &'static PairTable {
 }
 
 /// Decodes pairs: `out` is twice as long as `bytes`.
+#[inline(always)]
 pub(super) fn decode_pairs(table: &PairTable, bytes: &[u8], out: &mut [f32]) {
     let (pairs, _) = out.as_chunks_mut::<2>();
     for (pair, &b) in pairs.iter_mut().zip(bytes) {
@@ -97,6 +98,21 @@ pub(super) fn decode_fields(layout: Layout, bits: u32, offset: i32, bytes: &[u8]
     }
     for (i, x) in out.iter_mut().enumerate() {
         *x = (layout.field(bits, i as u64, |k| word(bytes, k)) as i32 - offset) as f32;
+    }
+}
+
+/// Columns that are decoded before they are turned into rows: a cache line of each row.
+pub(super) const TURNED: usize = 16;
+
+/// Columns of a strip of `count` rows, each column's values lying together, become rows of `row_len` from column
+/// `first` on.
+#[inline(always)]
+pub(super) fn turn(columns: &[f32], count: usize, first: usize, row_len: usize, out: &mut [f32]) {
+    let width = columns.len() / count;
+    for (r, row) in out.chunks_exact_mut(row_len).enumerate() {
+        for (x, column) in row[first..first + width].iter_mut().zip(columns.chunks_exact(count)) {
+            *x = column[r];
+        }
     }
 }
 

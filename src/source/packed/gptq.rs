@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::fields::{Layout, word};
+use super::fields::{Layout, TURNED, turn, word};
 use super::rounded::Rounded;
 use super::{Shelf, SourceError, awq, type_of};
 use crate::quant::GgmlType;
@@ -156,18 +156,20 @@ impl Gptq {
         Ok(())
     }
 
-    /// Codes of row `r` of a strip of `count` rows.
-    fn unpack_row(&self, strip: &[u8], r: usize, count: usize, out: &mut [f32]) {
-        let at = |k: u64| word(strip, k * count as u64 + r as u64);
+    /// Codes of column `c` of a strip of rows.
+    #[inline(always)]
+    fn unpack_column(&self, strip: &[u8], c: usize, out: &mut [f32]) {
+        let count = out.len();
         if 32 % self.bits == 0 {
             let (per, mask) = ((32 / self.bits) as usize, (1u32 << self.bits) - 1);
-            for (k, part) in out.chunks_mut(per).enumerate() {
-                let w = at(k as u64);
-                part.iter_mut().enumerate().for_each(|(i, x)| *x = (w >> (i as u32 * self.bits) & mask) as f32);
+            let shift = (c % per) as u32 * self.bits;
+            let (words, _) = strip[c / per * count * 4..].as_chunks::<4>();
+            for (x, w) in out.iter_mut().zip(words) {
+                *x = (u32::from_le_bytes(*w) >> shift & mask) as i32 as f32;
             }
         } else {
-            for (c, x) in out.iter_mut().enumerate() {
-                *x = Layout::Dense.field(self.bits, c as u64, at) as f32;
+            for (r, x) in out.iter_mut().enumerate() {
+                *x = Layout::Dense.field(self.bits, c as u64, |k| word(strip, k * count as u64 + r as u64)) as f32;
             }
         }
     }
@@ -199,28 +201,30 @@ impl RowSource for Gptq {
             Group::Index(g_idx) => Some(g_idx.read_all_bytes()?),
             Group::Every(_) => None,
         };
-        for (r, out) in out.chunks_exact_mut(inputs).enumerate() {
-            self.unpack_row(&strip, r, count, out);
-            match (&index, &self.group) {
-                (Some(index), _) => {
-                    for (c, x) in out.iter_mut().enumerate() {
-                        let g = word(index, c as u64) as usize;
-                        if g >= self.groups as usize {
-                            let cause = format!("g_idx puts column {c} in group {} of {}", g as i32, self.groups);
-                            return Err(ReadError::new(self.describe(), cause));
-                        }
-                        *x = scales[g * count + r] * (*x - zeros[g * count + r]);
-                    }
-                }
-                (None, Group::Every(size)) => {
-                    for (g, part) in out.chunks_mut(*size as usize).enumerate() {
-                        let (scale, zero) = (scales[g * count + r], zeros[g * count + r]);
-                        part.iter_mut().for_each(|x| *x = scale * (*x - zero));
-                    }
-                }
-                (None, Group::Index(_)) => {}
-            }
+        let group = |c: usize| match (&index, &self.group) {
+            (Some(index), _) => word(index, c as u64) as usize,
+            (None, Group::Every(size)) => c / *size as usize,
+            (None, Group::Index(_)) => usize::MAX,
+        };
+        if let Some(c) = (0..inputs).find(|&c| group(c) >= self.groups as usize) {
+            let cause = format!("g_idx puts column {c} in group {} of {}", group(c) as i32, self.groups);
+            return Err(ReadError::new(self.describe(), cause));
         }
+        let mut columns = scratch.take_floats(TURNED * count);
+        pulp::Arch::new().dispatch(|| {
+            for first in (0..inputs).step_by(TURNED) {
+                let width = TURNED.min(inputs - first);
+                for (c, column) in (first..first + width).zip(columns.chunks_exact_mut(count)) {
+                    self.unpack_column(&strip, c, column);
+                    let at = group(c) * count;
+                    for ((x, scale), zero) in column.iter_mut().zip(&scales[at..]).zip(&zeros[at..]) {
+                        *x = scale * (*x - zero);
+                    }
+                }
+                turn(&columns[..width * count], count, first, inputs, out);
+            }
+        });
+        scratch.give_floats(columns);
         scratch.give_bytes(strip);
         scratch.give_floats(scales);
         scratch.give_floats(zeros);
