@@ -161,7 +161,7 @@ impl RowSource for Gemm {
             let mut group_of = zero_lines.zip(scales.chunks_exact(count));
             let mut scale: &[f32] = &[];
             for (c, words) in lines.enumerate() {
-                if c as u64 % self.group == 0
+                if (c as u64).is_multiple_of(self.group)
                     && let Some((zeros, scales)) = group_of.next()
                 {
                     unpack_slots(zeros, zero_points);
