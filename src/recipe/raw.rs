@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::eval::SPAN_FACTOR;
-use super::{Delta, LowRank, Magnitudes, Node, ReadError, Recipe, RowMap, RowSource, Scratch};
+use super::{Delta, Elementwise, LowRank, Magnitudes, Node, ReadError, Recipe, RowMap, RowSource, Scratch};
 use crate::quant::GgmlType;
 
 /// How stored rows become values: codes, and scales that multiply them.
@@ -53,6 +53,13 @@ impl RawFormat {
     /// Plain elements.
     pub const fn plain(codes: RawCodes) -> Self {
         RawFormat { codes, scales: None }
+    }
+
+    /// The same with values rounded to a type; `None` where decoding has no such step, or already rounds.
+    pub fn rounded(self, to: Option<GgmlType>) -> Option<Self> {
+        let Some(round) = to else { return Some(self) };
+        let scales = self.scales.filter(|s| s.round == GgmlType::F32)?;
+        Some(RawFormat { scales: Some(RawScales { round, ..scales }), ..self })
     }
 
     /// Bytes of the codes of a row; rows of four-bit codes have an even length.
@@ -237,11 +244,11 @@ impl Recipe {
     }
 
     fn raw_form(&self) -> Option<RawRows<'_>> {
-        let (mut at, mut maps, mut merge) = (self, Vec::new(), None);
+        let (mut at, mut maps, mut merge, mut round) = (self, Vec::new(), None, None);
         loop {
             match &*at.node {
                 Node::Source(source) => {
-                    let format = source.raw()?;
+                    let format = source.raw()?.rounded(round)?;
                     let (outer, deltas) = merge.unwrap_or((maps.len(), Vec::new()));
                     return Some(RawRows { source: &**source, format, maps, outer, deltas });
                 }
@@ -251,7 +258,12 @@ impl Recipe {
                 }
                 // The same rows under another shape, as those of a stack.
                 Node::Reshape(input) if input.shape.row_len() == at.shape.row_len() => at = input,
-                Node::Merge { base, deltas } if merge.is_none() => {
+                // Rounding is the last step of decoding, where nothing is merged in between.
+                Node::Map { input, op: Elementwise::Round(to) } if round.is_none() => {
+                    round = Some(*to);
+                    at = input;
+                }
+                Node::Merge { base, deltas } if merge.is_none() && round.is_none() => {
                     let low_rank: Option<Vec<_>> = deltas.iter().map(|d| Some((&**d, d.low_rank()?))).collect();
                     merge = Some((maps.len(), low_rank?));
                     at = base;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::quant::GgmlType;
-use crate::recipe::{RawFormat, RawScales, ReadError, RowSource, Scratch};
+use crate::recipe::{RawFormat, ReadError, RowSource, Scratch};
 use crate::shape::Shape;
 use crate::source::element;
 
@@ -67,9 +67,7 @@ impl RowSource for Rounded {
     }
 
     fn raw(&self) -> Option<RawFormat> {
-        let format = self.library.raw()?;
-        let scales = format.scales.filter(|s| s.round == GgmlType::F32)?;
-        Some(RawFormat { scales: Some(RawScales { round: self.precision, ..scales }), ..format })
+        self.library.raw()?.rounded(Some(self.precision))
     }
 
     fn read_raw_rows(
