@@ -26,11 +26,26 @@ struct Written {
 }
 
 impl Written {
+    /// A tensor of another file.
+    fn copy(name: &str, tensor: &TensorView<'_>) -> Written {
+        let (dtype, shape, bytes) = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
+        Written { name: name.to_owned(), dtype, shape, bytes }
+    }
+
     fn floats(name: String, shape: Vec<usize>, random: &mut Random) -> Self {
         let count: usize = shape.iter().product();
         let bytes = (0..count).flat_map(|_| (0.002 + 0.02 * random.uniform()).to_le_bytes()).collect();
         Written { name, dtype: Dtype::F32, shape, bytes }
     }
+}
+
+/// Writes a safetensors file.
+fn write_tensors(path: &Path, written: &[Written]) {
+    let views: HashMap<&str, TensorView<'_>> = written
+        .iter()
+        .map(|t| (t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()))
+        .collect();
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 /// How a linear layer is packed.
@@ -93,15 +108,10 @@ fn write_model(folder: &Path, quantization: serde_json::Value, pack: Pack) {
         if name.contains("_proj.weight") {
             written.extend(pack(name, tensor.shape(), &mut random));
         } else {
-            let (dtype, shape, bytes) = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
-            written.push(Written { name: name.to_owned(), dtype, shape, bytes });
+            written.push(Written::copy(name, &tensor));
         }
     }
-    let views: HashMap<&str, TensorView<'_>> = written
-        .iter()
-        .map(|t| (t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()))
-        .collect();
-    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    write_tensors(&folder.join("model.safetensors"), &written);
 }
 
 #[test]
@@ -154,14 +164,9 @@ fn write_dora(folder: &Path) {
             let magnitudes = format!("{module}.lora_magnitude_vector");
             written.push(Written::floats(magnitudes, vec![tensor.shape()[0]], &mut random));
         }
-        let (dtype, shape, bytes) = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
-        written.push(Written { name: name.to_owned(), dtype, shape, bytes });
+        written.push(Written::copy(name, &tensor));
     }
-    let views: HashMap<&str, TensorView<'_>> = written
-        .iter()
-        .map(|t| (t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()))
-        .collect();
-    std::fs::write(folder.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    write_tensors(&folder.join("adapter_model.safetensors"), &written);
 }
 
 #[test]
