@@ -384,11 +384,6 @@ fn apply(op: Op, recipe: Recipe, place: &Place<'_>) -> Result<Recipe, ArchError>
             within(recipe, start, step, rows.saturating_sub(start).div_ceil(step))
         }
         Op::EveryColumn { start, step } => every_column(recipe, start, step),
-        Op::Skip(n) => {
-            let n = n.value(place.config)?;
-            let rows = recipe.shape().dims().first().copied().unwrap_or(0);
-            recipe.slice(n, rows.saturating_sub(n))
-        }
         Op::Squeeze => {
             let dims: Vec<u64> = recipe.shape().dims().iter().copied().filter(|&d| d != 1).collect();
             match Shape::new(dims) {
@@ -400,7 +395,6 @@ fn apply(op: Op, recipe: Recipe, place: &Place<'_>) -> Result<Recipe, ArchError>
             let count = count(&recipe, place)?;
             recipe.slice(0, count)
         }
-        Op::Hook(f) => return f(recipe, place),
     };
     made.map_err(|source| place.shape_error(source))
 }

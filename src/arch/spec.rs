@@ -7,7 +7,7 @@
 //! * a `*` at the start of a dropped pattern is any prefix.
 //!
 //! Several rows with the same source split it; a row with a stack joins its members. What no word covers is a
-//! function in the family's file ([`Op::Hook`], [`From::Is`], [`Key::Many`]).
+//! function in the family's file ([`Op::TokenRows`], [`From::Is`], [`Key::Many`]).
 
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::GgmlType;
@@ -259,18 +259,14 @@ pub enum Op {
         /// Distance between elements.
         step: u64,
     },
-    /// All rows but the first so many.
-    Skip(Num),
     /// Without dimensions of size 1.
     Squeeze,
     /// The first rows of the embeddings, as many as the tokenizer has tokens: the number is in its files. The
     /// embeddings of a GGUF are so already.
     TokenRows(fn(&Recipe, &Place<'_>) -> Result<u64, ArchError>),
-    /// Where no word suffices.
-    Hook(fn(Recipe, &Place<'_>) -> Result<Recipe, ArchError>),
 }
 
-/// Where an operation works, for hooks.
+/// Where an operation works, for what a family computes itself.
 pub struct Place<'a> {
     /// The model's hyperparameters.
     pub config: &'a Config,

@@ -88,7 +88,7 @@ fn step_back(
         }
         // The tensor without these dimensions, or with these rows only, gives the same result.
         Op::Squeeze | Op::TokenRows(_) => Ok(recipe),
-        Op::NegExp | Op::Skip(_) | Op::Hook(_) => return Ok(None),
+        Op::NegExp => return Ok(None),
         Op::Part { .. } | Op::Rows { .. } | Op::Every { .. } | Op::EveryColumn { .. } => return Ok(None),
     };
     earlier.map(Some).map_err(error)
