@@ -19,8 +19,8 @@
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
-use super::codebook::{self, Codebook, Near, Offer};
-use super::grid_search::importance;
+use super::codebook::{self, Offer};
+use super::grid_search::{Plain, importance};
 use super::plain::{f16_at, f16_bits, put_f16};
 use super::search::{c_max, nearest_int, sum_of_squares};
 
@@ -41,62 +41,53 @@ pub(super) struct Split {
     pub(super) scale: f32,
 }
 
-/// The means to search: the reference or lanes.
-pub(super) trait Search {
-    /// The order of the `N` weights in ascending order; equal ones stay as they are.
-    fn ascending<const N: usize>(&mut self, x: &[f32]) -> [u8; N];
-    /// IQ1_S's best split of 32 weights.
-    fn split_s(&mut self, x: &[f32], weight: &[f32; 32], order: &[u8; 32]) -> Option<Split>;
-    /// IQ1_M's best split of 16 weights; either half has a shift of its own.
-    fn split_m(&mut self, x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split>;
-    /// The neighbour with the least weighted squared error, the first of equals.
-    fn nearest(&mut self, near: Near<'_>, x: &[f32; 8], weight: &[f32; 8], scale: f32, values: &[f32; 3]) -> u16;
+/// A sub-block with its codes; by default one of zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Coded {
+    /// The grid points of its groups of eight.
+    pub(super) points: [u16; 4],
+    /// As in [`Split`].
+    pub(super) shift: usize,
+    /// Never negative.
+    pub(super) scale: f32,
 }
 
-/// The search as ggml writes it.
-struct Reference;
-
-impl Search for Reference {
-    fn ascending<const N: usize>(&mut self, x: &[f32]) -> [u8; N] {
-        ascending(x)
-    }
-    fn split_s(&mut self, x: &[f32], weight: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
-        split_s(x, weight, order)
-    }
-    fn split_m(&mut self, x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
-        split_m(x, weight, order)
-    }
-    fn nearest(&mut self, near: Near<'_>, x: &[f32; 8], weight: &[f32; 8], scale: f32, values: &[f32; 3]) -> u16 {
-        nearest(near.points(), x, weight, scale, values)
-    }
-}
-
-/// IQ1_S or IQ1_M. A row is a whole number of blocks of 256.
-pub(super) trait Iq1 {
+/// IQ1_S or IQ1_M, with sub-blocks of `N` weights. A row is a whole number of blocks of 256.
+pub(super) trait Iq1<const N: usize> {
     /// Bytes of a block.
     const BYTES: usize;
-    /// Encodes 256 elements as a block, given the means to search.
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]);
+    /// The importance of a weight without an imatrix.
+    const PLAIN: Plain;
+    /// A sub-block whose magnitudes are all below this is zero.
+    const LEAST: f32;
+    /// The shift that belongs to a negated code is this less the code's own.
+    const SHIFTS: usize;
+    /// The best split of weights in ascending order.
+    fn split(x: &[f32], weight: &[f32; N], order: &[u8; N]) -> Option<Split>;
+    /// What the levels of a group of eight stand for under a shift.
+    fn values(shift: usize, group: usize) -> &'static [f32; 3];
+    /// Writes a block of what was found for its sub-blocks.
+    fn finish(x: &[f32], weight: &[f32], found: &[Coded], block: &mut [u8]);
 }
 
 /// Encodes a row by the reference.
-pub(super) fn reference<T: Iq1>(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn reference<const N: usize, T: Iq1<N>>(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
-        T::encode(&mut Reference, x, weights.map(|w| &w[256 * i..][..256]), block);
+        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
+        let weight: [f32; 256] = match (weights, T::PLAIN) {
+            (None, Plain::Ones) => importance(x, Some(&[1.0; 256]), sigma2, |v| v),
+            _ => importance(x, weights.map(|w| &w[256 * i..][..256]), sigma2, |v| v * v),
+        };
+        let mut found = [Coded::default(); 16];
+        for ((found, x), weight) in found.iter_mut().zip(x.chunks_exact(N)).zip(weight.as_chunks().0) {
+            *found = code::<N, T>(x, weight);
+        }
+        T::finish(x, &weight, &found[..256 / N], block);
     }
 }
 
-/// A sub-block with its codes.
-struct Coded {
-    /// The grid points of its groups of eight.
-    points: [u16; 4],
-    /// As in [`Split`].
-    shift: usize,
-    scale: f32,
-}
-
 /// The order of the weights in ascending order, as glibc's merge sort leaves it: NaN compares equal to everything.
-fn ascending<const N: usize>(x: &[f32]) -> [u8; N] {
+pub(super) fn ascending<const N: usize>(x: &[f32]) -> [u8; N] {
     fn sort(order: &mut [u8], x: &[f32]) {
         if order.len() < 2 {
             return;
@@ -120,9 +111,10 @@ fn ascending<const N: usize>(x: &[f32]) -> [u8; N] {
 }
 
 /// Keeps the better of two splits, as ggml compares them.
+#[derive(Clone, Copy)]
 pub(super) struct Best {
     /// What a better split's `sumqx^2` has to exceed, in parts of its `sumq2`.
-    pub(super) score: f32,
+    score: f32,
     /// The best split so far.
     pub(super) split: Option<Split>,
 }
@@ -216,44 +208,38 @@ fn nearest(candidates: &[u16], x: &[f32], weight: &[f32], scale: f32, values: &[
     best
 }
 
-/// Codes a sub-block of `N` weights from its best split. `values(shift, k)` is what levels stand for in group `k`;
-/// `opposite` is the shift that belongs to the negated code.
-#[inline(always)]
-fn code<const N: usize, S: Search>(
-    search: &mut S,
-    x: &[f32],
-    weight: &[f32; N],
-    order: &[u8; N],
-    split: Split,
-    opposite: usize,
-    values: fn(usize, usize) -> &'static [f32; 3],
-) -> Coded {
+/// Codes a sub-block of `N` weights.
+pub(super) fn code<const N: usize, T: Iq1<N>>(x: &[f32], weight: &[f32; N]) -> Coded {
+    if largest_magnitude(x) < T::LEAST {
+        return Coded::default();
+    }
+    let order = ascending(x);
+    let Some(split) = T::split(x, weight, &order) else { return Coded::default() };
     let grid = codebook::iq1();
     let mut levels = [0; N];
     for (place, &i) in order.iter().enumerate() {
-        levels[i as usize % N] = u8::from(place >= split.at.0) + u8::from(place >= split.at.1);
+        levels[i as usize] = u8::from(place >= split.at.0) + u8::from(place >= split.at.1);
     }
     let (mut scale, mut shift) = (split.scale, split.shift);
     if scale < 0.0 {
         levels = levels.map(|l| 2 - l);
-        (scale, shift) = (-scale, opposite);
+        (scale, shift) = (-scale, T::SHIFTS - shift);
     }
     let mut points = [0; 4];
     let mut all_on_grid = true;
-    for (k, levels) in levels.chunks_exact(8).enumerate() {
-        let (x, weight) = (&x.as_chunks().0[k], &weight.as_chunks().0[k]);
-        points[k] = match grid.offer(grid.cell(&std::array::from_fn(|i| levels[i]))) {
+    for (k, levels) in levels.as_chunks().0.iter().enumerate() {
+        points[k] = match grid.offer(grid.cell(levels)) {
             Offer::Point(n) => n,
-            Offer::Near(candidates) => {
+            Offer::Near(near) => {
                 all_on_grid = false;
-                search.nearest(candidates, x, weight, scale, values(shift, k))
+                nearest(near.points(), &x[8 * k..][..8], &weight[8 * k..][..8], scale, T::values(shift, k))
             }
         };
     }
     if !all_on_grid {
         let (mut sumqx, mut sumq2) = (0.0, 0.0);
         for i in 0..N {
-            let q = values(shift, i / 8)[grid.points[points[i / 8] as usize][i % 8] as usize];
+            let q = T::values(shift, i / 8)[grid.points[points[i / 8] as usize][i % 8] as usize];
             sumqx += weight[i] * q * x[i];
             sumq2 += weight[i] * q * q;
         }
@@ -262,11 +248,6 @@ fn code<const N: usize, S: Search>(
         }
     }
     Coded { points, shift, scale }
-}
-
-/// The imatrix of 32 weights from `at` on, or ones.
-fn sub_weights(weights: Option<&[f32]>, at: usize) -> &[f32] {
-    weights.map_or(&[1.0; 32], |w| &w[at..][..32])
 }
 
 fn largest_magnitude(x: &[f32]) -> f32 {
@@ -278,52 +259,44 @@ fn scale_level(id: f32, scale: f32) -> u8 {
     nearest_int(0.5 * (id * scale - 1.0)).clamp(0, 7) as u8
 }
 
-/// What levels stand for in IQ1_S.
-fn values_s(shift: usize, _group: usize) -> &'static [f32; 3] {
-    if shift == 0 { &UP } else { &DOWN }
-}
-
-/// What levels stand for in IQ1_M: each group of a sub-block has its own shift.
-fn values_m(shift: usize, group: usize) -> &'static [f32; 3] {
-    values_s(if group == 0 { shift >> 1 } else { shift & 1 }, group)
-}
-
 /// IQ1_S. ggml demands an imatrix here; without one, every weight counts as 1.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum IQ1_S {}
 
-impl Iq1 for IQ1_S {
+impl Iq1<32> for IQ1_S {
     const BYTES: usize = 50;
+    const PLAIN: Plain = Plain::Ones;
+    const LEAST: f32 = 1e-12;
+    const SHIFTS: usize = 1;
+
+    fn split(x: &[f32], weight: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
+        split_s(x, weight, order)
+    }
 
     #[inline(always)]
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
-        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
-        let (mut scales, mut shifts) = ([0.0; 8], [0; 8]);
+    fn values(shift: usize, _group: usize) -> &'static [f32; 3] {
+        if shift == 0 { &UP } else { &DOWN }
+    }
+
+    #[inline(always)]
+    fn finish(_: &[f32], _: &[f32], found: &[Coded], block: &mut [u8]) {
         block.fill(0);
-        for (ib, x) in x.chunks_exact(32).enumerate() {
-            let weight = importance(x, Some(sub_weights(weights, 32 * ib)), sigma2, |_| 0.0);
-            if largest_magnitude(x) < 1e-12 {
-                continue;
-            }
-            let order = search.ascending(x);
-            let Some(split) = search.split_s(x, &weight, &order) else { continue };
-            let coded = code(search, x, &weight, &order, split, 1 - split.shift, values_s);
-            let high = coded.points.iter().rev().fold(0, |high, p| high << 3 | p >> 8);
-            for (byte, point) in block[2 + 4 * ib..].iter_mut().zip(coded.points) {
-                *byte = point as u8;
+        for (ib, Coded { points, .. }) in found.iter().enumerate() {
+            let high = points.iter().rev().fold(0, |high, p| high << 3 | p >> 8);
+            for (byte, point) in block[2 + 4 * ib..].iter_mut().zip(points) {
+                *byte = *point as u8;
             }
             block[34 + 2 * ib..][..2].copy_from_slice(&high.to_le_bytes());
-            (scales[ib], shifts[ib]) = (coded.scale, coded.shift as u8);
         }
-        let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
+        let max_scale = found.iter().fold(0.0, |m, f| c_max(m, f.scale));
         if max_scale == 0.0 {
             return;
         }
         let d = max_scale / 15.0;
         put_f16(d * 1.125, block);
         let id = 1.0 / d;
-        for ib in 0..8 {
-            block[35 + 2 * ib] |= (scale_level(id, scales[ib]) | shifts[ib] << 3) << 4;
+        for (ib, found) in found.iter().enumerate() {
+            block[35 + 2 * ib] |= (scale_level(id, found.scale) | (found.shift as u8) << 3) << 4;
         }
     }
 }
@@ -332,78 +305,65 @@ impl Iq1 for IQ1_S {
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum IQ1_M {}
 
-impl Iq1 for IQ1_M {
+impl Iq1<16> for IQ1_M {
     const BYTES: usize = 56;
+    const PLAIN: Plain = Plain::Square;
+    const LEAST: f32 = 1e-7;
+    const SHIFTS: usize = 3;
 
+    fn split(x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
+        split_m(x, weight, order)
+    }
+
+    /// Each group of a sub-block has its own shift.
     #[inline(always)]
-    fn encode<S: Search>(search: &mut S, x: &[f32], weights: Option<&[f32]>, block: &mut [u8]) {
+    fn values(shift: usize, group: usize) -> &'static [f32; 3] {
+        if shift >> (1 - group) & 1 == 0 { &UP } else { &DOWN }
+    }
+
+    /// Levels for the scales, then the scale that fits the whole block best.
+    #[inline(always)]
+    fn finish(x: &[f32], weight: &[f32], found: &[Coded], block: &mut [u8]) {
+        block.fill(0);
+        for (ib, Coded { points: [a, b, ..], .. }) in found.iter().enumerate() {
+            block[2 * ib] = *a as u8;
+            block[2 * ib + 1] = *b as u8;
+            block[32 + ib] = (a >> 8 | b >> 8 << 4) as u8;
+        }
+        let max_scale = found.iter().fold(0.0, |m, f| c_max(m, f.scale));
+        if max_scale == 0.0 {
+            return;
+        }
         let grid = codebook::iq1();
-        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
-        let mut importances = [[0.0; 16]; 16];
-        let (mut scales, mut shifts, mut points) = ([0.0; 16], [0; 16], [[0; 2]; 16]);
-        for (ib, x) in x.chunks_exact(16).enumerate() {
-            let weights = weights.map(|w| &w[16 * ib..][..16]);
-            importances[ib] = importance(x, weights, sigma2, |v| v * v);
-            if largest_magnitude(x) < 1e-7 {
-                continue;
+        let mut d = max_scale / 15.0;
+        let id = 1.0 / d;
+        let (mut sumqx, mut sumq2) = (0.0, 0.0);
+        let mut packed = [0u16; 4];
+        for (ib, found) in found.iter().enumerate() {
+            let l = scale_level(id, found.scale);
+            packed[ib / 4] |= u16::from(l) << (3 * (ib % 4));
+            block[32 + ib] |= ((found.shift as u8 & 2) << 2) | ((found.shift as u8 & 1) << 7);
+            for k in 0..2 {
+                let values = Self::values(found.shift, k).map(|v| v * f32::from(2 * l + 1));
+                for (j, &level) in grid.points[found.points[k] as usize].iter().enumerate() {
+                    let (q, i) = (values[level as usize], 16 * ib + 8 * k + j);
+                    sumqx += weight[i] * q * x[i];
+                    sumq2 += weight[i] * q * q;
+                }
             }
-            let order = search.ascending(x);
-            let Some(split) = search.split_m(x, &importances[ib], &order) else { continue };
-            let coded = code(search, x, &importances[ib], &order, split, 3 - split.shift, values_m);
-            points[ib].copy_from_slice(&coded.points[..2]);
-            (scales[ib], shifts[ib]) = (coded.scale, coded.shift);
         }
-        finish_iq1_m(block, grid, x, &importances, &scales, &shifts, &points);
+        if sumq2 > 0.0 {
+            d = sumqx / sumq2;
+        }
+        let scale = f16_bits(d * 1.1125);
+        for (k, packed) in packed.iter().enumerate() {
+            let word = packed | (scale >> (4 * k) & 15) << 12;
+            block[48 + 2 * k..][..2].copy_from_slice(&word.to_le_bytes());
+        }
     }
 }
 
-/// Writes an IQ1_M block: levels for the scales, then the scale that fits the whole block best.
-fn finish_iq1_m(
-    block: &mut [u8],
-    grid: &Codebook<8>,
-    x: &[f32],
-    importances: &[[f32; 16]; 16],
-    scales: &[f32; 16],
-    shifts: &[usize; 16],
-    points: &[[u16; 2]; 16],
-) {
-    block.fill(0);
-    for (ib, [a, b]) in points.iter().enumerate() {
-        block[2 * ib] = *a as u8;
-        block[2 * ib + 1] = *b as u8;
-        block[32 + ib] = (a >> 8 | b >> 8 << 4) as u8;
-    }
-    let max_scale = scales.iter().fold(0.0, |m, &s| c_max(m, s));
-    if max_scale == 0.0 {
-        return;
-    }
-    let mut d = max_scale / 15.0;
-    let id = 1.0 / d;
-    let (mut sumqx, mut sumq2) = (0.0, 0.0);
-    let mut packed = [0u16; 4];
-    for (ib, x) in x.chunks_exact(16).enumerate() {
-        let l = scale_level(id, scales[ib]);
-        packed[ib / 4] |= u16::from(l) << (3 * (ib % 4));
-        block[32 + ib] |= ((shifts[ib] as u8 & 2) << 2) | ((shifts[ib] as u8 & 1) << 7);
-        for j in 0..16 {
-            let level = grid.points[points[ib][j / 8] as usize][j % 8];
-            let q = values_m(shifts[ib], j / 8)[level as usize] * f32::from(2 * l + 1);
-            let w = importances[ib][j];
-            sumqx += w * q * x[j];
-            sumq2 += w * q * q;
-        }
-    }
-    if sumq2 > 0.0 {
-        d = sumqx / sumq2;
-    }
-    let scale = f16_bits(d * 1.1125);
-    for (k, packed) in packed.iter().enumerate() {
-        let word = packed | (scale >> (4 * k) & 15) << 12;
-        block[48 + 2 * k..][..2].copy_from_slice(&word.to_le_bytes());
-    }
-}
-
-fn put_point(out: &mut [f32], grid: &Codebook<8>, point: usize, scale: f32, down: bool) {
+fn put_point(out: &mut [f32], grid: &codebook::Codebook<8>, point: usize, scale: f32, down: bool) {
     let delta = if down { -DELTA } else { DELTA };
     for (out, value) in out.iter_mut().zip(grid.values(point)) {
         *out = scale * (value + delta);

@@ -1,294 +1,261 @@
-//! The search of [`iq1`](super::iq1) over lanes: the same order, split and points, sooner.
+//! The kernel of [`iq1`](super::iq1): eight sub-blocks at a time, one in each lane.
 //!
 //! ```text
-//! order: eight weights in the lanes count the smaller ones and the equal ones before them
-//! split: eight ends of the middle run in the lanes; those that beat a good split found first (few do) are offered in
-//! order
-//! neighbours: eight candidates in the lanes
+//! a sub-block in each lane: ranks, the best splits (`iq1_split.rs`), levels, cells of the grid
+//! one group of eight weights after the other: the grid point, or the neighbour, eight candidates in the lanes
+//! a sub-block in each lane: the scale that fits the points
 //! ```
 //!
-//! **Why a good split may be found first.** Offered in order, splits are compared with the best so far, each comparison
-//! off by a few half-ulps. Offering only those above a threshold changes what is the best so far only while that is
-//! at most the threshold, grown by those half-ulps per split: by 2^-11 at most. So once a split that is 2^-10 above the
-//! threshold is offered, which the good one is, everything goes on as without it ([`threshold`]).
+//! Each lane computes what the reference computes, in its order.
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::Rows;
-use super::codebook::Near;
-use super::grid_nearest::{LONGEST, nearest_exactly};
-use super::iq1::{Best, DOWN, Iq1, Search, Split, UP, reference};
-use super::lanes::{Kernel, LANES, Lanes};
+use super::codebook::{self, Codebook, Offer};
+use super::grid_nearest::{LONGEST, nearest_exactly, next_level};
+use super::grid_search::Plain;
+use super::iq1::{Coded, Split, code, reference};
+use super::iq1_split::{InLanes, best_splits, sort};
+use super::lanes::{Kernel, LANES, Lanes, columns};
+use super::search::sum_of_squares;
 use std::marker::PhantomData;
 
-/// The kernel of IQ1_S and IQ1_M.
-pub(super) struct OverLanes<T>(PhantomData<T>);
+/// The kernel of IQ1_S (`N` = 32) and IQ1_M (16).
+pub(super) struct OverLanes<T, const N: usize>(PhantomData<T>);
 
-impl<T: Iq1> Kernel for OverLanes<T> {
+impl<const N: usize, T: InLanes<N>> Kernel for OverLanes<T, N> {
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         if !L::FAST_BITS {
             let row_bytes = rows.row_len / 256 * T::BYTES;
             for (row, out) in rows.iter().zip(out.chunks_exact_mut(row_bytes)) {
-                reference::<T>(row, rows.imatrix, out);
+                reference::<N, T>(row, rows.imatrix, out);
             }
             return;
         }
-        let mut search = LaneSearch { l, errors: [l.splat(0.0); LONGEST] };
-        for (i, (x, block)) in rows.values.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
-            let weights = rows.imatrix.map(|w| &w[256 * i % rows.row_len..][..256]);
-            T::encode(&mut search, x, weights, block);
+        let mut coder = Coder { l, grid: codebook::iq1(), errors: [l.splat(0.0); LONGEST] };
+        for (i, (x, out)) in rows.values.chunks(BATCH).zip(out.chunks_mut(T::BYTES * LANES)).enumerate() {
+            let squares = sums_of_squares(l, x);
+            let (mut weight, mut found) = ([0.0; BATCH], [Coded::default(); BATCH / 16]);
+            for (b, (x, weight)) in x.chunks_exact(256).zip(weight.as_chunks_mut().0).enumerate() {
+                let at = (BATCH * i + 256 * b) % rows.row_len;
+                let weights = rows.imatrix.map(|w| &w[at..][..256]);
+                importance(l, T::PLAIN, x, weights, 2.0 * squares[b] / 256.0, weight);
+            }
+            let eights = x.len() / (N * LANES);
+            for eight in (0..eights).step_by(2) {
+                // The last one may be alone: then it is coded twice.
+                coder.code::<N, T>(x, &weight, [eight, (eight + 1).min(eights - 1)], &mut found);
+            }
+            for (b, (x, out)) in x.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
+                let found = &found[256 / N * b..][..256 / N];
+                T::finish(x, &weight[256 * b..][..256], found, out);
+            }
         }
     }
 }
 
-/// The search over lanes.
-struct LaneSearch<L: Lanes> {
+/// Weights of eight blocks.
+const BATCH: usize = 256 * LANES;
+
+/// The sum of squares of up to eight blocks, each in order.
+#[inline(always)]
+fn sums_of_squares<L: Lanes>(l: L, x: &[f32]) -> [f32; LANES] {
+    let mut sums = [0.0; LANES];
+    if x.len() < 256 * LANES {
+        for (sum, x) in sums.iter_mut().zip(x.chunks_exact(256)) {
+            *sum = sum_of_squares(x);
+        }
+        return sums;
+    }
+    let mut sum = l.splat(0.0);
+    for at in (0..256).step_by(LANES) {
+        let mut squares = [sum; LANES];
+        for (b, squares) in squares.iter_mut().enumerate() {
+            let x = l.load_at(&x[256 * b + at..]);
+            *squares = x * x;
+        }
+        for squares in l.transpose(squares) {
+            sum = sum + squares;
+        }
+    }
+    l.store(sum)
+}
+
+/// The importance of a block's weights.
+#[inline(always)]
+fn importance<L: Lanes>(l: L, plain: Plain, x: &[f32], weights: Option<&[f32]>, sigma2: f32, out: &mut [f32; 256]) {
+    let sigma2 = l.splat(sigma2);
+    for (v, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let x = l.load_at(&x[LANES * v..]);
+        *out = l.store(match (weights, plain) {
+            (Some(weights), _) => l.load_at(&weights[LANES * v..]) * l.sqrt(sigma2 + x * x),
+            (None, Plain::Ones) => l.sqrt(sigma2 + x * x),
+            (None, _) => x * x,
+        });
+    }
+}
+
+/// Eight sub-blocks: as rows and as columns.
+struct Eight<'a, L: Lanes, const N: usize> {
+    x: &'a [[f32; N]; LANES],
+    weight: &'a [[f32; N]; LANES],
+    xs: [L::F32; N],
+    weights: [L::F32; N],
+}
+
+impl<'a, L: Lanes, const N: usize> Eight<'a, L, N> {
+    /// The `n`-th of a batch.
+    #[inline(always)]
+    fn new(l: L, x: &'a [f32], weight: &'a [f32], n: usize) -> Self {
+        let (x, weight) = (eight_rows(x, n), eight_rows(weight, n));
+        Eight { x, weight, xs: columns(l, x), weights: columns(l, weight) }
+    }
+}
+
+/// The `n`-th eight rows.
+#[inline(always)]
+fn eight_rows<const N: usize>(v: &[f32], n: usize) -> &[[f32; N]; LANES] {
+    &v.as_chunks::<N>().0.as_chunks::<LANES>().0[n]
+}
+
+/// What is at hand for all sub-blocks.
+struct Coder<L: Lanes> {
     l: L,
+    grid: &'static Codebook<8>,
+    /// Room for the errors of candidates.
     errors: [L::F32; LONGEST],
 }
 
-/// Numbers by the end of the middle run, and room for whole vectors from any start.
-type Ends = [f32; 48];
+impl<L: Lanes> Coder<L> {
+    /// Codes two of the eights of sub-blocks in a batch.
+    #[inline(always)]
+    fn code<const N: usize, T: InLanes<N>>(&mut self, x: &[f32], weight: &[f32], at: [usize; 2], found: &mut [Coded]) {
+        let l = self.l;
+        let eights = [Eight::<L, N>::new(l, x, weight, at[0]), Eight::<L, N>::new(l, x, weight, at[1])];
+        let sorted = [
+            sort::<L, N, T>(l, &eights[0].xs, &eights[0].weights),
+            sort::<L, N, T>(l, &eights[1].xs, &eights[1].weights),
+        ];
+        let splits = best_splits::<L, N, T>(l, &sorted);
+        for b in 0..2 {
+            let found = &mut found.as_chunks_mut::<LANES>().0[at[b]];
+            self.code_eight::<N, T>(&eights[b], &sorted[b].ranks, &splits[b].0, splits[b].1, found);
+        }
+    }
 
-/// What IQ1_S's sums follow from.
-struct SumsS<L: Lanes> {
+    /// Codes eight sub-blocks by their splits, those `left` by the reference.
+    #[inline(always)]
+    fn code_eight<const N: usize, T: InLanes<N>>(
+        &mut self,
+        eight: &Eight<'_, L, N>,
+        ranks: &[L::I32; N],
+        splits: &[Option<Split>; LANES],
+        left: u32,
+        found: &mut [Coded; LANES],
+    ) {
+        let l = self.l;
+        let Eight { x, weight, .. } = *eight;
+        let mut max = l.abs(eight.xs[0]);
+        for &x in &eight.xs {
+            max = l.max(max, l.abs(x));
+        }
+        let zeros = l.bits(l.lt(max, l.splat(T::LEAST)));
+        let (mut from, mut to, mut scale, mut shift) = ([0; LANES], [0; LANES], [0.0; LANES], [0; LANES]);
+        let (mut delta, mut coded) = ([[0.0; LANES]; 4], [false; LANES]);
+        for (i, split) in splits.iter().enumerate() {
+            found[i] = Coded::default();
+            if left >> i & 1 == 1 {
+                found[i] = code::<N, T>(&x[i], &weight[i]);
+            } else if let (Some(split), 0) = (split, zeros >> i & 1) {
+                coded[i] = true;
+                (from[i], to[i], scale[i]) = (split.at.0 as i32, split.at.1 as i32, split.scale);
+                shift[i] = if split.scale < 0.0 { T::SHIFTS - split.shift } else { split.shift };
+                for k in 0..N / 8 {
+                    delta[k][i] = T::values(shift[i], k)[1];
+                }
+            }
+        }
+        let scale = l.load(&scale);
+        let cells = cells(l, ranks, l.load_i(&from), l.load_i(&to), l.lt(scale, l.splat(0.0)));
+        let scale = l.abs(scale);
+        let scales = l.store(scale);
+        let (mut packed, mut off_grid) = ([[0; LANES]; 4], [0; LANES]);
+        for i in 0..LANES {
+            if !coded[i] {
+                continue;
+            }
+            (found[i].shift, found[i].scale) = (shift[i], scales[i]);
+            for k in 0..N / 8 {
+                let point = match self.grid.offer(cells[k][i] as usize) {
+                    Offer::Point(n) => n,
+                    Offer::Near(near) => {
+                        off_grid[i] = -1;
+                        // Packed levels of two bits are looked up with a third, which belongs to the next coordinate.
+                        let [a, b, c] = *T::values(shift[i], k);
+                        let q = l.load(&[a, b, c, c, a, b, c, c]);
+                        let (x, weight) = (&x[i].as_chunks::<8>().0[k], &weight[i].as_chunks::<8>().0[k]);
+                        near.points()[nearest_exactly(l, near, q, x, weight, scales[i], &mut self.errors)]
+                    }
+                };
+                found[i].points[k] = point;
+                packed[k][i] = i32::from(self.grid.packed[point as usize]);
+            }
+        }
+        let (sumqx, sumq2) = fit(l, &eight.xs, &eight.weights, &packed, &delta);
+        let zero = l.splat(0.0);
+        let fits = l.lt_i(l.load_i(&off_grid), l.splat_i(0)) & l.lt(zero, sumqx) & l.lt(zero, sumq2);
+        let scales = l.store(l.select(fits, sumqx / sumq2, scale));
+        for i in 0..LANES {
+            if coded[i] {
+                found[i].scale = scales[i];
+            }
+        }
+    }
+}
+
+/// The cells of the codes of weights with these ranks, by group: negated where `negated`.
+#[inline(always)]
+fn cells<L: Lanes, const N: usize>(
     l: L,
-    /// Prefix sums.
-    sumx: Ends,
-    sumw: Ends,
-    /// The upper run's part, by its start and shift.
-    x_up: Ends,
-    x_down: Ends,
-    w_up: Ends,
-    w_down: Ends,
-}
-
-impl<L: Lanes> SumsS<L> {
-    /// `sumqx` and `sumq2` of the eight splits from `(i1, i2)` on, shifted up and down.
-    #[inline(always)]
-    fn at(&self, i1: usize, i2: usize) -> [(L::F32, L::F32); 2] {
-        let l = self.l;
-        let (lower_x, lower_w) = (self.sumx[i1] - self.sumx[0], self.sumw[i1] - self.sumw[0]);
-        let middle_x = l.load_at(&self.sumx[i2..]) - l.splat(self.sumx[i1]);
-        let middle_w = l.load_at(&self.sumw[i2..]) - l.splat(self.sumw[i1]);
-        // The middle value is squared, so its sign does not matter.
-        let middle_w = middle_w * l.splat(UP[1]) * l.splat(UP[1]);
-        let qx_up = l.splat(lower_x * UP[0]) + middle_x * l.splat(UP[1]) + l.load_at(&self.x_up[i2..]);
-        let qx_down = l.splat(lower_x * DOWN[0]) + middle_x * l.splat(DOWN[1]) + l.load_at(&self.x_down[i2..]);
-        let q2_up = l.splat(lower_w * UP[0] * UP[0]) + middle_w + l.load_at(&self.w_up[i2..]);
-        let q2_down = l.splat(lower_w * DOWN[0] * DOWN[0]) + middle_w + l.load_at(&self.w_down[i2..]);
-        [(qx_up, q2_up), (qx_down, q2_down)]
+    ranks: &[L::I32; N],
+    from: L::I32,
+    to: L::I32,
+    negated: L::Mask,
+) -> [[i32; LANES]; 4] {
+    let mut cells = [[0; LANES]; 4];
+    for k in 0..N / 8 {
+        let mut cell = l.splat_i(0);
+        for &rank in ranks[8 * k..][..8].iter().rev() {
+            // Less what is below the runs' first places: 0, -1 or -2.
+            let below = l.ones(l.lt_i(rank, from)) + l.ones(l.lt_i(rank, to));
+            let level = l.select_i(negated, l.splat_i(0) - below, l.splat_i(2) + below);
+            cell = cell + cell + cell + level;
+        }
+        cells[k] = l.store_i(cell);
     }
+    cells
 }
 
-/// What IQ1_M's sums follow from, by half and shift.
-struct SumsM<L: Lanes> {
+/// `sumqx` and `sumq2` of points, given as packed levels and what a level of 1 stands for, by group.
+#[inline(always)]
+fn fit<L: Lanes, const N: usize>(
     l: L,
-    /// Prefix sums, by half.
-    px: [[f32; 32]; 2],
-    pw: [[f32; 32]; 2],
-    /// What does not depend on the split, and the upper run's part by its start.
-    all_x: [[f32; 2]; 2],
-    all_w: [[f32; 2]; 2],
-    upper: [[[f32; 32]; 2]; 2],
-}
-
-impl<L: Lanes> SumsM<L> {
-    /// `sumqx` and `sumq2` of the eight splits from `(i1, i2)` on, by shifts.
-    #[inline(always)]
-    fn at(&self, i1: usize, i2: usize) -> [(L::F32, L::F32); 4] {
-        let l = self.l;
-        let (mut qx, mut q2) = ([[l.splat(0.0); 2]; 2], [[l.splat(0.0); 2]; 2]);
-        for h in 0..2 {
-            let sx = l.splat(self.px[h][i1]) + l.load_at(&self.px[h][i2..]);
-            for (s, v) in [UP, DOWN].iter().enumerate() {
-                qx[h][s] = l.splat(self.all_x[h][s]) - sx;
-                let lower = self.pw[h][i1] * (v[0] * v[0] - v[1] * v[1]);
-                q2[h][s] = l.splat(self.all_w[h][s] + lower) + l.load_at(&self.upper[h][s][i2..]);
-            }
+    x: &[L::F32; N],
+    weight: &[L::F32; N],
+    packed: &[[i32; LANES]; 4],
+    delta: &[[f32; LANES]; 4],
+) -> (L::F32, L::F32) {
+    let levels = l.load(&[-1.0, 0.0, 1.0, 1.0, -1.0, 0.0, 1.0, 1.0]);
+    let (mut sumqx, mut sumq2) = (l.splat(0.0), l.splat(0.0));
+    for k in 0..N / 8 {
+        let (mut index, delta) = (l.load_i(&packed[k]), l.load(&delta[k]));
+        for i in 8 * k..8 * k + 8 {
+            // A level and an eighth are added exactly.
+            let q = l.lookup(levels, index) + delta;
+            sumqx = sumqx + weight[i] * q * x[i];
+            sumq2 = sumq2 + weight[i] * q * q;
+            index = next_level::<L, 8>(l, index);
         }
-        let mut sums = [(l.splat(0.0), l.splat(0.0)); 4];
-        for (k, sums) in sums.iter_mut().enumerate() {
-            *sums = (qx[0][k / 2] + qx[1][k % 2], q2[0][k / 2] + q2[1][k % 2]);
-        }
-        sums
     }
-}
-
-/// Whether a split could be better: what [`Best::offer`] tests.
-#[inline(always)]
-fn beats<L: Lanes>(l: L, sumqx: L::F32, sumq2: L::F32, score: L::F32) -> L::Mask {
-    l.lt(l.splat(0.0), sumq2) & l.lt(score * sumq2, sumqx * sumqx)
-}
-
-/// What a split must exceed to be offered when one of this score exists: too little to matter where numbers leave the
-/// range in which rounding is relative. `weight` is the sum of the weights; `sumq2` is between its 64th and its double.
-#[inline(always)]
-fn threshold(score: f32, weight: f32) -> f32 {
-    if score * weight > 1e-28 && score * weight < 1e30 && weight > 1e-30 && weight < 1e30 {
-        score * (1.0 - 1.0 / 1024.0)
-    } else {
-        f32::MIN
-    }
-}
-
-/// The larger of `best` and the scores of splits.
-#[inline(always)]
-fn better_score<L: Lanes>(l: L, best: L::F32, sumqx: L::F32, sumq2: L::F32) -> L::F32 {
-    let score = sumqx * sumqx / sumq2;
-    l.select(l.lt(l.splat(0.0), sumq2) & l.lt(best, score), score, best)
-}
-
-/// The largest lane.
-#[inline(always)]
-fn largest<L: Lanes>(l: L, v: L::F32) -> f32 {
-    let zero = l.splat(0.0);
-    l.store(zero - l.least(zero - v))[0]
-}
-
-impl<L: Lanes> Search for LaneSearch<L> {
-    /// Infinite weights are refused before any search, so the order is total.
-    #[inline(always)]
-    fn ascending<const N: usize>(&mut self, x: &[f32]) -> [u8; N] {
-        let l = self.l;
-        let mut order = [0; N];
-        let numbers = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
-        for v in 0..N / LANES {
-            let here = l.load_at(&x[v * LANES..]);
-            // How many come before: not smaller ones count −1 from all, so that each comparison is one subtraction.
-            let mut place = l.splat_i(0);
-            for (j, &other) in x[..N].iter().enumerate() {
-                let other = l.splat(other);
-                if j < v * LANES {
-                    place = place - l.splat_i(1) - l.ones(l.lt(here, other));
-                } else if j >= (v + 1) * LANES {
-                    place = place + l.ones(l.lt(other, here));
-                } else {
-                    let equal_before = l.eq(other, here) & l.lt_i(l.splat_i((j - v * LANES) as i32), numbers);
-                    place = place + l.ones(l.lt(other, here) | equal_before);
-                }
-            }
-            for (i, place) in l.store_i(place).into_iter().enumerate() {
-                order[(-place) as usize % N] = (v * LANES + i) as u8;
-            }
-        }
-        order
-    }
-
-    #[inline(always)]
-    fn split_s(&mut self, x: &[f32], weight: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
-        let l = self.l;
-        let (mut sumx, mut sumw) = ([0.0; 48], [0.0; 48]);
-        for (j, &i) in order.iter().enumerate() {
-            let i = i as usize & 31;
-            sumx[j + 1] = sumx[j] + weight[i] * x[i];
-            sumw[j + 1] = sumw[j] + weight[i];
-        }
-        // The upper run's part, by its start; places beyond the end never beat anything.
-        let (mut x_up, mut x_down): (Ends, Ends) = ([0.0; 48], [0.0; 48]);
-        let (mut w_up, mut w_down): (Ends, Ends) = ([f32::NEG_INFINITY; 48], [f32::NEG_INFINITY; 48]);
-        for i in 0..=32 {
-            x_up[i] = (sumx[32] - sumx[i]) * UP[2];
-            x_down[i] = (sumx[32] - sumx[i]) * DOWN[2];
-            w_up[i] = (sumw[32] - sumw[i]) * UP[2] * UP[2];
-            w_down[i] = (sumw[32] - sumw[i]) * DOWN[2] * DOWN[2];
-        }
-        let sums = SumsS { l, sumx, sumw, x_up, x_down, w_up, w_down };
-        let mut good = l.splat(0.0);
-        for i1 in [4, 8, 12, 16] {
-            for i2 in (i1..=32).step_by(LANES) {
-                let [(qx_up, q2_up), (qx_down, q2_down)] = sums.at(i1, i2);
-                good = better_score(l, better_score(l, good, qx_up, q2_up), qx_down, q2_down);
-            }
-        }
-        let mut best = Best { score: threshold(largest(l, good), sumw[32]), split: None };
-        for i1 in 0..=32 {
-            for i2 in (i1..=32).step_by(LANES) {
-                let [(qx_up, q2_up), (qx_down, q2_down)] = sums.at(i1, i2);
-                let score = l.splat(best.score);
-                let up = beats(l, qx_up, q2_up, score);
-                let down = beats(l, qx_down, q2_down, score);
-                let mut places = l.bits(up | down);
-                if places != 0 {
-                    let (qx, q2) = ([l.store(qx_up), l.store(qx_down)], [l.store(q2_up), l.store(q2_down)]);
-                    while places != 0 {
-                        let i = places.trailing_zeros() as usize % LANES;
-                        places &= places - 1;
-                        best.offer(qx[0][i], q2[0][i], (i1, i2 + i), 0);
-                        best.offer(qx[1][i], q2[1][i], (i1, i2 + i), 1);
-                    }
-                }
-            }
-        }
-        best.split
-    }
-
-    #[inline(always)]
-    fn split_m(&mut self, x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
-        let l = self.l;
-        let (mut px, mut pw) = ([[0.0; 32]; 2], [[0.0; 32]; 2]);
-        for (j, &i) in order.iter().enumerate() {
-            let i = i as usize & 15;
-            let half = i / 8;
-            for h in 0..2 {
-                (px[h][j + 1], pw[h][j + 1]) = (px[h][j], pw[h][j]);
-            }
-            px[half][j + 1] += weight[i] * x[i];
-            pw[half][j + 1] += weight[i];
-        }
-        // By half and shift: what does not depend on the split, and the upper run's part by its start.
-        let (mut all_x, mut all_w, mut upper) = ([[0.0; 2]; 2], [[0.0; 2]; 2], [[[f32::NEG_INFINITY; 32]; 2]; 2]);
-        for h in 0..2 {
-            for (s, v) in [UP, DOWN].iter().enumerate() {
-                all_x[h][s] = px[h][16] * v[2];
-                all_w[h][s] = pw[h][16] * v[2] * v[2];
-                for i in 0..=16 {
-                    upper[h][s][i] = pw[h][i] * (v[1] * v[1] - v[2] * v[2]);
-                }
-            }
-        }
-        let weight = pw[0][16] + pw[1][16];
-        let sums = SumsM { l, px, pw, all_x, all_w, upper };
-        let mut good = l.splat(0.0);
-        for i1 in [3, 6] {
-            for (sumqx, sumq2) in sums.at(i1, 8) {
-                good = better_score(l, good, sumqx, sumq2);
-            }
-        }
-        let mut best = Best { score: threshold(largest(l, good), weight), split: None };
-        for i1 in 0..=16 {
-            for i2 in (i1..=16).step_by(LANES) {
-                let sums = sums.at(i1, i2);
-                let score = l.splat(best.score);
-                let any = beats(l, sums[0].0, sums[0].1, score)
-                    | beats(l, sums[1].0, sums[1].1, score)
-                    | beats(l, sums[2].0, sums[2].1, score)
-                    | beats(l, sums[3].0, sums[3].1, score);
-                let mut places = l.bits(any);
-                if places != 0 {
-                    let (mut qx, mut q2) = ([[0.0; LANES]; 4], [[0.0; LANES]; 4]);
-                    for k in 0..4 {
-                        (qx[k], q2[k]) = (l.store(sums[k].0), l.store(sums[k].1));
-                    }
-                    while places != 0 {
-                        let i = places.trailing_zeros() as usize % LANES;
-                        places &= places - 1;
-                        for k in 0..4 {
-                            best.offer(qx[k][i], q2[k][i], (i1, i2 + i), k);
-                        }
-                    }
-                }
-            }
-        }
-        best.split
-    }
-
-    #[inline(always)]
-    fn nearest(&mut self, near: Near<'_>, x: &[f32; 8], weight: &[f32; 8], scale: f32, values: &[f32; 3]) -> u16 {
-        let l = self.l;
-        // Packed levels of two bits are looked up with a third, which belongs to the next coordinate.
-        let [a, b, c] = *values;
-        let q = l.load(&[a, b, c, c, a, b, c, c]);
-        near.points()[nearest_exactly(l, near, q, x, weight, scale, &mut self.errors)]
-    }
+    (sumqx, sumq2)
 }

@@ -26,6 +26,7 @@ mod grid_search;
 mod imatrix;
 mod iq1;
 mod iq1_lanes;
+mod iq1_split;
 mod iq2;
 mod iq3;
 mod iq4;
