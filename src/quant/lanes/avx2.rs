@@ -31,10 +31,10 @@ pub(super) fn run<K: Kernel>(token: Avx2, rows: Rows<'_>, out: &mut [u8]) {
 
 /// Eight f32.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct F32(__m256);
+pub(crate) struct F32(pub(super) __m256);
 /// Eight i32.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct I32(__m256i);
+pub(crate) struct I32(pub(super) __m256i);
 /// Eight truth values: sign bits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mask(__m256);

@@ -9,6 +9,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use super::Rows;
@@ -219,6 +221,8 @@ enum Set {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
 }
 
 impl Isa {
@@ -229,15 +233,23 @@ impl Isa {
     pub fn available() -> Vec<Isa> {
         let mut all = vec![Isa::PORTABLE];
         #[cfg(target_arch = "x86_64")]
-        all.extend(avx2::Avx2::detect().map(|token| Isa(Set::Avx2(token))));
+        {
+            all.extend(avx2::Avx2::detect().map(|token| Isa(Set::Avx2(token))));
+            all.extend(avx512::Avx512::detect().map(|token| Isa(Set::Avx512(token))));
+        }
         all
     }
 
     /// The fastest instruction set of this CPU.
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
-        if let Some(token) = avx2::Avx2::detect() {
-            return Isa(Set::Avx2(token));
+        {
+            if let Some(token) = avx512::Avx512::detect() {
+                return Isa(Set::Avx512(token));
+            }
+            if let Some(token) = avx2::Avx2::detect() {
+                return Isa(Set::Avx2(token));
+            }
         }
         Isa::PORTABLE
     }
@@ -248,6 +260,8 @@ impl Isa {
             Set::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(_) => "avx512",
         }
     }
 }
@@ -258,6 +272,8 @@ pub(crate) fn run<K: Kernel>(isa: Isa, rows: Rows<'_>, out: &mut [u8]) {
         Set::Portable => K::rows(Portable, rows, out),
         #[cfg(target_arch = "x86_64")]
         Set::Avx2(token) => avx2::run::<K>(token, rows, out),
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx512(token) => avx512::run::<K>(token, rows, out),
     }
 }
 
