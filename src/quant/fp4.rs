@@ -98,6 +98,8 @@ const HALFWAY: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0];
 pub(super) enum MXFP4 {}
 
 impl Kernel for MXFP4 {
+    const AVX512: bool = false;
+
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         let blocks = rows.values.as_chunks::<32>().0;

@@ -126,7 +126,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         let (max, start) = match self.rule.start {
             Start::Largest => (max, max / l.splat(self.rule.top)),
             Start::Fit => {
-                let start = make_qp_quants(l, 4, &magnitude, &weight);
+                let (start, _) = make_qp_quants(l, 4, &magnitude, &weight);
                 (start * l.splat(3.0), start)
             }
         };

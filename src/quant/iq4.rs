@@ -282,6 +282,8 @@ fn importances<L: Lanes>(l: L, x: &[L::F32; 32], weights: Option<&[L::F32; 32]>,
 pub(super) enum IQ4_NL {}
 
 impl Kernel for IQ4_NL {
+    const AVX512: bool = false;
+
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         let codes = Codes::new(l);
@@ -325,6 +327,8 @@ impl Kernel for IQ4_NL {
 pub(super) enum IQ4_XS {}
 
 impl Kernel for IQ4_XS {
+    const AVX512: bool = false;
+
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         let codes = Codes::new(l);

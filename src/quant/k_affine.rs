@@ -15,7 +15,7 @@
 
 use super::Rows;
 use super::lane_search::{self, Affine};
-use super::lanes::{Kernel, LANES, Lanes};
+use super::lanes::{Kernel, LANES, Lanes, Vector, WIDE, wide_columns, wide_square};
 use super::plain::{f16_at, put_f16};
 use super::search::{AffineSearch, make_qkx_quants, make_qp_quants, nearest_int, sum_of_squares};
 
@@ -86,7 +86,11 @@ pub(super) fn q2_k(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
             let search = if importance.is_some() { AffineSearch::weighted(3) } else { Q2_K_SEARCH };
             (scales[j], mins[j]) = make_qkx_quants(search, sub, &weights, &mut codes[16 * j..16 * j + 16]);
         }
-        let units = put_q2_scales(&scales, &mins, importance.is_some().then_some(&sums), y);
+        let rounded = match importance {
+            Some(_) => Rounded::weighted(15, &scales, &mins, &sums),
+            None => plain_nibbles(&scales, &mins),
+        };
+        let units = put_q2_scales(&rounded, y);
         for (j, (d, min)) in units.into_iter().enumerate() {
             recode(&x[16 * j..16 * j + 16], d, min, 3, &mut codes[16 * j..]);
         }
@@ -94,19 +98,31 @@ pub(super) fn q2_k(row: &[f32], imatrix: Option<&[f32]>, out: &mut [u8]) {
     }
 }
 
-/// Rounds the scales and minima of sixteen sub-blocks and writes all but the codes. Returns them as a reader
-/// will see them.
-fn put_q2_scales(scales: &[f32; 16], mins: &[f32; 16], sums: Option<&[f32; 16]>, y: &mut [u8; 84]) -> [(f32, f32); 16] {
-    let (mut ls, mut lm) = ([0u8; 16], [0u8; 16]);
-    let (d, dmin) = match sums {
-        Some(sums) => (make_qp_quants(15, scales, &mut ls, sums), make_qp_quants(15, mins, &mut lm, sums)),
-        None => (round_nibbles(scales, &mut ls), round_nibbles(mins, &mut lm)),
-    };
-    let d = put_f16(d, &mut y[80..]);
-    let dmin = put_f16(dmin, &mut y[82..]);
+/// The scales and minima of a super-block, rounded to integers, and the units that they count.
+struct Rounded<const S: usize> {
+    d: f32,
+    dmin: f32,
+    scales: [u8; S],
+    mins: [u8; S],
+}
+
+impl<const S: usize> Rounded<S> {
+    /// Rounded to 0..=top by the search that the sums of the weights guide.
+    fn weighted(top: i32, scales: &[f32; S], mins: &[f32; S], sums: &[f32; S]) -> Self {
+        let mut r = Rounded { d: 0.0, dmin: 0.0, scales: [0; S], mins: [0; S] };
+        r.d = make_qp_quants(top, scales, &mut r.scales, sums);
+        r.dmin = make_qp_quants(top, mins, &mut r.mins, sums);
+        r
+    }
+}
+
+/// Writes all but the codes. Returns the scales and minima as a reader will see them.
+fn put_q2_scales(r: &Rounded<16>, y: &mut [u8; 84]) -> [(f32, f32); 16] {
+    let d = put_f16(r.d, &mut y[80..]);
+    let dmin = put_f16(r.dmin, &mut y[82..]);
     let mut units = [(0.0, 0.0); 16];
     for (j, unit) in units.iter_mut().enumerate() {
-        y[j] = ls[j] | lm[j] << 4;
+        y[j] = r.scales[j] | r.mins[j] << 4;
         *unit = (d * f32::from(y[j] & 15), dmin * f32::from(y[j] >> 4));
     }
     units
@@ -120,6 +136,14 @@ pub(super) fn put_crumbs(codes: &[u8; QK_K], out: &mut [u8]) {
             q[l] = half[l] | half[l + 32] << 2 | half[l + 64] << 4 | half[l + 96] << 6;
         }
     }
+}
+
+/// Scales and minima each rounded to 0..=15 of their largest.
+fn plain_nibbles(scales: &[f32; 16], mins: &[f32; 16]) -> Rounded<16> {
+    let mut r = Rounded { d: 0.0, dmin: 0.0, scales: [0; 16], mins: [0; 16] };
+    r.d = round_nibbles(scales, &mut r.scales);
+    r.dmin = round_nibbles(mins, &mut r.mins);
+    r
 }
 
 /// Rounds scales to 0..=15 of the largest, without a limit; returns the unit.
@@ -181,38 +205,27 @@ fn eight_sub_blocks(x: &[f32; QK_K], importance: Option<&[f32]>, s: AffineSearch
         let search = if importance.is_some() { AffineSearch::weighted(s.nmax) } else { s };
         (scales[j], mins[j]) = make_qkx_quants(search, sub, &weights, &mut codes[32 * j..32 * j + 32]);
     }
-    let units = put_head(&scales, &mins, importance.is_some().then_some(&sums), s.nmax, head);
+    let rounded = match importance {
+        Some(_) => Rounded::weighted(63, &scales, &mins, &sums),
+        None => plain_scales(&scales, &mins),
+    };
+    let units = put_head(&rounded, s.nmax, head);
     for (j, (d, min)) in units.into_iter().enumerate() {
         recode(&x[32 * j..32 * j + 32], d, min, s.nmax, &mut codes[32 * j..]);
     }
     codes
 }
 
-/// Rounds the scales and minima of eight sub-blocks and writes the first 16 bytes. Returns them as a reader
-/// will see them.
-fn put_head(
-    scales: &[f32; 8],
-    mins: &[f32; 8],
-    sums: Option<&[f32; 8]>,
-    nmax: i32,
-    head: &mut [u8],
-) -> [(f32, f32); 8] {
-    let (mut ls, mut lm) = ([0u8; 8], [0u8; 8]);
-    let (d, dmin);
-    if let Some(sums) = sums {
-        d = make_qp_quants(63, scales, &mut ls, sums);
-        dmin = make_qp_quants(63, mins, &mut lm, sums);
-        if nmax == 31 {
-            // Codes of scales below zero have wrapped; Q5_K limits them, Q4_K does not.
-            ls = ls.map(|l| l.min(63));
-            lm = lm.map(|l| l.min(63));
-        }
-    } else {
-        d = round_scales(63, scales, &mut ls);
-        dmin = round_scales(63, mins, &mut lm);
+/// Writes the first 16 bytes. Returns the scales and minima as a reader will see them.
+fn put_head(r: &Rounded<8>, nmax: i32, head: &mut [u8]) -> [(f32, f32); 8] {
+    let (mut ls, mut lm) = (r.scales, r.mins);
+    if nmax == 31 {
+        // Codes of scales below zero have wrapped; Q5_K limits them, Q4_K does not.
+        ls = ls.map(|l| l.min(63));
+        lm = lm.map(|l| l.min(63));
     }
-    let d = put_f16(d, head);
-    let dmin = put_f16(dmin, &mut head[2..]);
+    let d = put_f16(r.d, head);
+    let dmin = put_f16(r.dmin, &mut head[2..]);
     pack_k4(&ls, &lm, &mut head[4..]);
     let mut units = [(0.0, 0.0); 8];
     for (j, unit) in units.iter_mut().enumerate() {
@@ -221,6 +234,14 @@ fn put_head(
         *unit = (d * f32::from(scale), dmin * f32::from(min));
     }
     units
+}
+
+/// Scales and minima each rounded to 0..=63 of their largest.
+fn plain_scales(scales: &[f32; 8], mins: &[f32; 8]) -> Rounded<8> {
+    let mut r = Rounded { d: 0.0, dmin: 0.0, scales: [0; 8], mins: [0; 8] };
+    r.d = round_scales(63, scales, &mut r.scales);
+    r.dmin = round_scales(63, mins, &mut r.mins);
+    r
 }
 
 /// Rounds scales to 0..=top of the largest; returns the unit.
@@ -278,6 +299,82 @@ pub(super) fn dequantize_q4_k(blocks: &[u8], out: &mut [f32]) {
     }
 }
 
+/// What the search finds for the sub-blocks of a super-block.
+#[derive(Clone, Copy)]
+struct Searched<const S: usize> {
+    scales: [f32; S],
+    mins: [f32; S],
+    sums: [f32; S],
+    /// The codes are those of iscale·(x − low).
+    iscales: [f32; S],
+    lows: [f32; S],
+    /// Bit j: sub-block j has no range.
+    flat: u32,
+    /// Only the reference knows.
+    unsound: bool,
+}
+
+impl<const S: usize> Searched<S> {
+    const NOTHING: Self = Searched {
+        scales: [0.0; S],
+        mins: [0.0; S],
+        sums: [0.0; S],
+        iscales: [0.0; S],
+        lows: [0.0; S],
+        flat: 0,
+        unsound: false,
+    };
+
+    /// Of sixteen sub-blocks, to the super-blocks that have them.
+    #[inline(always)]
+    fn store<L: Lanes>(l: L, found: &Affine<L::Wide>, to: &mut [Self]) {
+        let (scales, mins) = (l.store_wide(found.scale), l.store_wide(found.minus_min));
+        let (sums, iscales, lows) = (l.store_wide(found.sum_w), l.store_wide(found.iscale), l.store_wide(found.low));
+        let (flat, unsound) = (l.wide().bits(found.flat), l.wide().bits(found.unsafe_lanes));
+        for (i, to) in to.iter_mut().enumerate() {
+            to.scales.copy_from_slice(&scales[S * i..S * i + S]);
+            to.mins.copy_from_slice(&mins[S * i..S * i + S]);
+            to.sums.copy_from_slice(&sums[S * i..S * i + S]);
+            to.iscales.copy_from_slice(&iscales[S * i..S * i + S]);
+            to.lows.copy_from_slice(&lows[S * i..S * i + S]);
+            to.flat = flat >> (S * i);
+            to.unsound = unsound >> (S * i) & ((1 << S) - 1) != 0;
+        }
+    }
+
+    /// The codes of the search for sub-block `j`, which a scale of zero leaves standing.
+    #[inline(always)]
+    fn codes(&self, j: usize, nmax: i32, x: &[f32], codes: &mut [u8]) {
+        for (c, v) in codes.iter_mut().zip(x) {
+            let code = nearest_int(self.iscales[j] * (v - self.lows[j])).clamp(0, nmax) as u8;
+            *c = if self.flat >> j & 1 == 1 { 0 } else { code };
+        }
+    }
+}
+
+/// [`Rounded::weighted`] of sixteen super-blocks, one per lane.
+#[inline(always)]
+fn weighted_together<L: Lanes, const S: usize>(l: L, top: i32, s: &[Searched<S>; WIDE]) -> [Rounded<S>; WIDE] {
+    let wide = l.wide();
+    let sums = wide_columns(l, s.each_ref().map(|s| &s.sums));
+    let (d, scales) = lane_search::make_qp_quants(wide, top, &wide_columns(l, s.each_ref().map(|s| &s.scales)), &sums);
+    let (dmin, mins) = lane_search::make_qp_quants(wide, top, &wide_columns(l, s.each_ref().map(|s| &s.mins)), &sums);
+    let (d, dmin) = (l.store_wide(d), l.store_wide(dmin));
+    let mut rounded = [const { Rounded { d: 0.0, dmin: 0.0, scales: [0; S], mins: [0; S] } }; WIDE];
+    for (k, r) in rounded.iter_mut().enumerate() {
+        (r.d, r.dmin) = (d[k], dmin[k]);
+    }
+    for j in 0..S {
+        for (r, code) in rounded.iter_mut().zip(l.store_wide(scales[j])) {
+            r.scales[j] = code as u8;
+        }
+        for (r, code) in rounded.iter_mut().zip(l.store_wide(mins[j])) {
+            r.mins[j] = code as u8;
+        }
+    }
+    rounded
+}
+
 /// The kernel of Q4_K.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum Q4_K {}
@@ -285,7 +382,12 @@ pub(super) enum Q4_K {}
 impl Kernel for Q4_K {
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
-        pairs_of_super_blocks(l, rows, out, Q4_K_SEARCH, q4_k, put_q4_codes);
+        let blocks = rows.values.as_chunks::<QK_K>().0;
+        let outs = out.as_chunks_mut::<144>().0;
+        for (k, (xs, ys)) in blocks.chunks(WIDE).zip(outs.chunks_mut(WIDE)).enumerate() {
+            let importance = rows.imatrix.map(|im| Columns { imatrix: im, first: WIDE * k });
+            sixteen_super_blocks(l, xs, importance, Q4_K_SEARCH, ys, q4_k, put_q4_codes);
+        }
     }
 }
 
@@ -296,81 +398,100 @@ pub(super) enum Q5_K {}
 impl Kernel for Q5_K {
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
-        pairs_of_super_blocks(l, rows, out, Q5_K_SEARCH, q5_k, put_q5_codes);
+        let blocks = rows.values.as_chunks::<QK_K>().0;
+        let outs = out.as_chunks_mut::<176>().0;
+        for (k, (xs, ys)) in blocks.chunks(WIDE).zip(outs.chunks_mut(WIDE)).enumerate() {
+            let importance = rows.imatrix.map(|im| Columns { imatrix: im, first: WIDE * k });
+            sixteen_super_blocks(l, xs, importance, Q5_K_SEARCH, ys, q5_k, put_q5_codes);
+        }
     }
 }
 
-/// [`eight_sub_blocks`] of two super-blocks at a time, a sub-block per lane.
+/// The weights of a sequence of super-blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    /// One per column of the rows.
+    pub(super) imatrix: &'a [f32],
+    /// The number of the first super-block in the rows.
+    pub(super) first: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// Those of super-block `k` of the sequence.
+    #[inline(always)]
+    pub(super) fn of(self, k: usize) -> &'a [f32] {
+        &self.imatrix[(self.first + k) * QK_K % self.imatrix.len()..][..QK_K]
+    }
+}
+
+/// [`eight_sub_blocks`] of up to sixteen super-blocks: two at a time, a sub-block per lane, then the scales of all,
+/// a super-block per lane.
 #[inline(always)]
-fn pairs_of_super_blocks<L: Lanes, const BYTES: usize>(
+fn sixteen_super_blocks<L: Lanes, const BYTES: usize>(
     l: L,
-    rows: Rows<'_>,
-    out: &mut [u8],
+    xs: &[[f32; QK_K]],
+    importance: Option<Columns<'_>>,
     search: AffineSearch,
+    ys: &mut [[u8; BYTES]],
     reference: impl Fn(&[f32], Option<&[f32]>, &mut [u8]),
     put_codes: impl Fn(&[u8; QK_K], &mut [u8; BYTES]),
 ) {
-    let blocks = rows.values.as_chunks::<QK_K>().0;
-    let outs = out.as_chunks_mut::<BYTES>().0;
+    let wide = l.wide();
     let nmax = search.nmax;
-    for (k, (xs, ys)) in blocks.chunks(2).zip(outs.chunks_mut(2)).enumerate() {
+    let mut searched = [Searched::<8>::NOTHING; WIDE];
+    let squares = if importance.is_some() { sums_of_squares(l, xs) } else { [0.0; WIDE] };
+    for (pair, xs) in xs.chunks(2).enumerate() {
         // A last one without a partner is searched twice.
-        let xs = [&xs[0], &xs[xs.len() - 1]];
-        let columns = [to_columns::<L, 32>(l, xs[0]), to_columns::<L, 32>(l, xs[1])];
+        let columns = sub_block_columns::<L, 32>(l, [&xs[0], &xs[xs.len() - 1]]);
         let mut weights = columns;
-        let importance = match rows.imatrix {
-            Some(im) => Some([column_slice(im, 2 * k), column_slice(im, 2 * k + 1)]),
-            None => None,
-        };
-        let found = match importance {
-            Some(importance) => {
-                let sums = two_sums_of_squares(xs);
-                for b in 0..2 {
-                    weigh(l, &mut weights[b], importance[b], 2.0 * sums[b] / 256.0);
-                }
-                lane_search::make_qkx_quants(l, AffineSearch::weighted(nmax), &columns, &weights)
+        let (k, other) = (2 * pair, 2 * pair + xs.len() - 1);
+        let [found] = match importance {
+            Some(im) => {
+                let sigma2 = [k, other].map(|k| l.splat(2.0 * squares[k] / 256.0));
+                weigh(wide, &mut weights, &sub_block_columns(l, [im.of(k), im.of(other)]), l.join(sigma2));
+                lane_search::make_qkx_quants(wide, AffineSearch::weighted(nmax), &[columns], &[weights])
             }
             None => {
-                for w in &mut weights {
-                    let mut sum = l.splat(0.0);
-                    for v in w.iter() {
-                        sum = sum + *v * *v;
-                    }
-                    let average = l.sqrt(sum / l.splat(32.0));
-                    for v in w.iter_mut() {
-                        *v = average + l.abs(*v);
-                    }
+                let mut sum = wide.splat(0.0);
+                for v in &columns {
+                    sum = sum + *v * *v;
                 }
-                lane_search::make_qkx_quants(l, search, &columns, &weights)
+                let average = wide.sqrt(sum / wide.splat(32.0));
+                for v in &mut weights {
+                    *v = average + wide.abs(*v);
+                }
+                lane_search::make_qkx_quants(wide, search, &[columns], &[weights])
             }
         };
-        for (b, y) in ys.iter_mut().enumerate() {
-            let found = &found[b];
-            if l.any(found.unsafe_lanes) {
-                reference(xs[b], importance.map(|im| im[b]), y);
-                continue;
-            }
-            let sums = l.store(found.sum_w);
-            let (scales, mins) = (l.store(found.scale), l.store(found.minus_min));
-            let units = put_head(&scales, &mins, importance.is_some().then_some(&sums), nmax, &mut y[..16]);
-            let mut codes = [0u8; QK_K];
-            for (j, (x, codes)) in xs[b].as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0).enumerate() {
-                let (d, min) = units[j];
-                if d != 0.0 {
-                    let (d, min) = (l.splat(d), l.splat(min));
-                    let v = x.as_chunks::<LANES>().0;
-                    *codes = l.store_u8x32([
-                        final_code(l, &v[0], d, min, nmax),
-                        final_code(l, &v[1], d, min, nmax),
-                        final_code(l, &v[2], d, min, nmax),
-                        final_code(l, &v[3], d, min, nmax),
-                    ]);
-                } else {
-                    searched_codes(l, found, j, nmax, x, codes);
-                }
-            }
-            put_codes(&codes, y);
+        Searched::store(l, &found, &mut searched[k..=other]);
+    }
+    let weighted = if importance.is_some() { Some(weighted_together(l, 63, &searched)) } else { None };
+    for (k, ((x, y), s)) in xs.iter().zip(ys).zip(&searched).enumerate() {
+        if s.unsound {
+            reference(x, importance.map(|im| im.of(k)), y);
+            continue;
         }
+        let units = match &weighted {
+            Some(rounded) => put_head(&rounded[k], nmax, &mut y[..16]),
+            None => put_head(&plain_scales(&s.scales, &s.mins), nmax, &mut y[..16]),
+        };
+        let mut codes = [0u8; QK_K];
+        for (j, (x, codes)) in x.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0).enumerate() {
+            let (d, min) = units[j];
+            if d != 0.0 {
+                let (d, min) = (l.splat(d), l.splat(min));
+                let v = x.as_chunks::<LANES>().0;
+                *codes = l.store_u8x32([
+                    final_code(l, &v[0], d, min, nmax),
+                    final_code(l, &v[1], d, min, nmax),
+                    final_code(l, &v[2], d, min, nmax),
+                    final_code(l, &v[3], d, min, nmax),
+                ]);
+            } else {
+                s.codes(j, nmax, x, codes);
+            }
+        }
+        put_codes(&codes, y);
     }
 }
 
@@ -381,58 +502,43 @@ fn final_code<L: Lanes>(l: L, x: &[f32; LANES], d: L::F32, min: L::F32, nmax: i3
     l.max_i(l.min_i(code, l.splat_i(nmax)), l.splat_i(0))
 }
 
-/// The codes of the search for sub-block `j`, which a scale of zero leaves standing.
+/// Vector i holds element i of sixteen sub-blocks of `N`, eight in each half.
 #[inline(always)]
-fn searched_codes<L: Lanes>(l: L, found: &Affine<L>, j: usize, nmax: i32, x: &[f32], codes: &mut [u8]) {
-    let (iscale, low) = (l.store(found.iscale)[j], l.store(found.low)[j]);
-    if l.bits(found.flat) >> j & 1 == 0 {
-        for (c, v) in codes.iter_mut().zip(x) {
-            *c = nearest_int(iscale * (v - low)).clamp(0, nmax) as u8;
+pub(super) fn sub_block_columns<L: Lanes, const N: usize>(l: L, halves: [&[f32]; 2]) -> [<L::Wide as Vector>::F32; N] {
+    let subs = halves.map(|half| half.as_chunks::<N>().0);
+    let mut rows = [&subs[0][0]; WIDE];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &subs[i / LANES][i % LANES];
+    }
+    wide_columns(l, rows)
+}
+
+/// The sums of squares of up to sixteen super-blocks, each in the order of its elements.
+#[inline(always)]
+pub(super) fn sums_of_squares<L: Lanes>(l: L, xs: &[[f32; QK_K]]) -> [f32; WIDE] {
+    // After the last one the last again.
+    let mut rows = [&xs[0]; WIDE];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &xs[i.min(xs.len() - 1)];
+    }
+    let mut sum = l.wide().splat(0.0);
+    for at in (0..QK_K).step_by(LANES) {
+        for v in wide_square(l, rows, at) {
+            sum = sum + v * v;
         }
     }
-}
-
-/// Vector i holds element i of eight sub-blocks of `N`.
-#[inline(always)]
-pub(super) fn to_columns<L: Lanes, const N: usize>(l: L, x: &[f32]) -> [L::F32; N] {
-    let mut columns = [l.splat(0.0); N];
-    for (c, eight) in columns.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let mut square = [l.splat(0.0); LANES];
-        for (r, v) in square.iter_mut().enumerate() {
-            *v = l.load_at(&x[r * N + c * LANES..]);
-        }
-        *eight = l.transpose(square);
-    }
-    columns
-}
-
-/// The weights of the columns of super-block `k` in a sequence of rows.
-#[inline(always)]
-pub(super) fn column_slice(imatrix: &[f32], k: usize) -> &[f32] {
-    &imatrix[k * QK_K % imatrix.len()..][..QK_K]
-}
-
-/// The sums of squares of two super-blocks: two chains of additions side by side.
-#[inline(always)]
-pub(super) fn two_sums_of_squares(x: [&[f32; QK_K]; 2]) -> [f32; 2] {
-    let mut sums = [0.0; 2];
-    for (a, b) in x[0].iter().zip(x[1]) {
-        sums[0] += a * a;
-        sums[1] += b * b;
-    }
-    sums
+    l.store_wide(sum)
 }
 
 /// Turns columns of elements into columns of weights: importance·√(sigma2 + x²).
 #[inline(always)]
-pub(super) fn weigh<L: Lanes, const N: usize>(l: L, x: &mut [L::F32; N], importance: &[f32], sigma2: f32) {
-    let sigma2 = l.splat(sigma2);
-    for (v, q) in x.iter_mut().zip(to_columns::<L, N>(l, importance)) {
-        *v = q * l.sqrt(sigma2 + *v * *v);
+pub(super) fn weigh<V: Vector, const N: usize>(v: V, x: &mut [V::F32; N], importance: &[V::F32; N], sigma2: V::F32) {
+    for (x, q) in x.iter_mut().zip(importance) {
+        *x = *q * v.sqrt(sigma2 + *x * *x);
     }
 }
 
-/// The kernel of Q2_K: the sixteen sub-blocks of a super-block as two groups of eight.
+/// The kernel of Q2_K.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum Q2_K {}
 
@@ -440,54 +546,65 @@ impl Kernel for Q2_K {
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         let blocks = rows.values.as_chunks::<QK_K>().0;
-        for (k, (x, y)) in blocks.iter().zip(out.as_chunks_mut::<84>().0).enumerate() {
-            let columns = [to_columns::<L, 16>(l, &x[..128]), to_columns::<L, 16>(l, &x[128..])];
-            let mut weights = columns;
-            let importance = rows.imatrix.map(|im| column_slice(im, k));
-            let found = match importance {
-                Some(importance) => {
-                    let sigma2 = sum_of_squares(x) / 256.0;
-                    weigh(l, &mut weights[0], importance, sigma2);
-                    weigh(l, &mut weights[1], &importance[128..], sigma2);
-                    lane_search::make_qkx_quants(l, AffineSearch::weighted(3), &columns, &weights)
-                }
-                None => {
-                    for v in weights.iter_mut().flatten() {
-                        *v = l.abs(*v);
-                    }
-                    lane_search::make_qkx_quants(l, Q2_K_SEARCH, &columns, &weights)
-                }
-            };
-            if l.any(found[0].unsafe_lanes | found[1].unsafe_lanes) {
-                q2_k(x, importance, y);
-                continue;
-            }
-            let (mut scales, mut mins, mut sums) = ([0.0; 16], [0.0; 16], [0.0; 16]);
-            for b in 0..2 {
-                scales[8 * b..8 * b + 8].copy_from_slice(&l.store(found[b].scale));
-                mins[8 * b..8 * b + 8].copy_from_slice(&l.store(found[b].minus_min));
-                sums[8 * b..8 * b + 8].copy_from_slice(&l.store(found[b].sum_w));
-            }
-            let units = put_q2_scales(&scales, &mins, importance.is_some().then_some(&sums), y);
-            let mut codes = [0u8; QK_K];
-            for (j, (x, codes)) in x.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0).enumerate() {
-                let [first, second] = [units[2 * j], units[2 * j + 1]];
-                let v = x.as_chunks::<LANES>().0;
-                *codes = l.store_u8x32([
-                    final_code(l, &v[0], l.splat(first.0), l.splat(first.1), 3),
-                    final_code(l, &v[1], l.splat(first.0), l.splat(first.1), 3),
-                    final_code(l, &v[2], l.splat(second.0), l.splat(second.1), 3),
-                    final_code(l, &v[3], l.splat(second.0), l.splat(second.1), 3),
-                ]);
-                for (i, unit) in [first, second].into_iter().enumerate() {
-                    if unit.0 == 0.0 {
-                        let codes = &mut codes[16 * i..16 * i + 16];
-                        codes.fill(0);
-                        searched_codes(l, &found[j / 4], (2 * j + i) % 8, 3, &x[16 * i..16 * i + 16], codes);
-                    }
-                }
-            }
-            put_crumbs(&codes, &mut y[16..80]);
+        let outs = out.as_chunks_mut::<84>().0;
+        for (k, (xs, ys)) in blocks.chunks(WIDE).zip(outs.chunks_mut(WIDE)).enumerate() {
+            sixteen_q2_k(l, xs, rows.imatrix.map(|im| Columns { imatrix: im, first: WIDE * k }), ys);
         }
+    }
+}
+
+/// Up to sixteen super-blocks of Q2_K: their sub-blocks one super-block after the other, then the scales of all, a
+/// super-block per lane.
+#[inline(always)]
+fn sixteen_q2_k<L: Lanes>(l: L, xs: &[[f32; QK_K]], importance: Option<Columns<'_>>, ys: &mut [[u8; 84]]) {
+    let wide = l.wide();
+    let mut searched = [Searched::<16>::NOTHING; WIDE];
+    let squares = if importance.is_some() { sums_of_squares(l, xs) } else { [0.0; WIDE] };
+    for (k, x) in xs.iter().enumerate() {
+        let columns = sub_block_columns::<L, 16>(l, [&x[..128], &x[128..]]);
+        let mut weights = columns;
+        let [found] = match importance {
+            Some(im) => {
+                let (first, last) = im.of(k).split_at(128);
+                let sigma2 = wide.splat(squares[k] / 256.0);
+                weigh(wide, &mut weights, &sub_block_columns(l, [first, last]), sigma2);
+                lane_search::make_qkx_quants(wide, AffineSearch::weighted(3), &[columns], &[weights])
+            }
+            None => {
+                for v in &mut weights {
+                    *v = wide.abs(*v);
+                }
+                lane_search::make_qkx_quants(wide, Q2_K_SEARCH, &[columns], &[weights])
+            }
+        };
+        Searched::store(l, &found, &mut searched[k..=k]);
+    }
+    let weighted = if importance.is_some() { Some(weighted_together(l, 15, &searched)) } else { None };
+    for (k, ((x, y), s)) in xs.iter().zip(ys).zip(&searched).enumerate() {
+        if s.unsound {
+            q2_k(x, importance.map(|im| im.of(k)), y);
+            continue;
+        }
+        let units = match &weighted {
+            Some(rounded) => put_q2_scales(&rounded[k], y),
+            None => put_q2_scales(&plain_nibbles(&s.scales, &s.mins), y),
+        };
+        let mut codes = [0u8; QK_K];
+        for (j, (x, codes)) in x.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0).enumerate() {
+            let [first, second] = [units[2 * j], units[2 * j + 1]];
+            let v = x.as_chunks::<LANES>().0;
+            *codes = l.store_u8x32([
+                final_code(l, &v[0], l.splat(first.0), l.splat(first.1), 3),
+                final_code(l, &v[1], l.splat(first.0), l.splat(first.1), 3),
+                final_code(l, &v[2], l.splat(second.0), l.splat(second.1), 3),
+                final_code(l, &v[3], l.splat(second.0), l.splat(second.1), 3),
+            ]);
+            for (i, unit) in [first, second].into_iter().enumerate() {
+                if unit.0 == 0.0 {
+                    s.codes(2 * j + i, 3, &x[16 * i..16 * i + 16], &mut codes[16 * i..16 * i + 16]);
+                }
+            }
+        }
+        put_crumbs(&codes, &mut y[16..80]);
     }
 }

@@ -13,9 +13,9 @@
 //! the rounded scale is zero: there the codes of the search stay.
 
 use super::Rows;
-use super::k_affine::{column_slice, put_crumbs, to_columns, weigh};
-use super::lane_search::{self, Symmetric};
-use super::lanes::{Kernel, LANES, Lanes};
+use super::k_affine::{Columns, put_crumbs, sub_block_columns, sums_of_squares, weigh};
+use super::lane_search;
+use super::lanes::{Kernel, LANES, Lanes, Vector, WIDE, wide_columns};
 use super::plain::{f16_at, put_f16};
 use super::search::{GROUP_MAX_EPS, make_q3_quants, make_qx_quants, nearest_int, signed_max, sum_of_squares};
 
@@ -201,7 +201,7 @@ pub(super) fn dequantize_q6_k(blocks: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The kernel of Q6_K: the sixteen sub-blocks of a super-block as two groups of eight.
+/// The kernel of Q6_K: the sixteen sub-blocks of a super-block in the lanes.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum Q6_K {}
 
@@ -210,26 +210,28 @@ impl Kernel for Q6_K {
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         let blocks = rows.values.as_chunks::<QK_K>().0;
         for (k, (x, y)) in blocks.iter().zip(out.as_chunks_mut::<210>().0).enumerate() {
-            let columns = [to_columns::<L, 16>(l, &x[..128]), to_columns::<L, 16>(l, &x[128..])];
+            let columns = sub_block_columns::<L, 16>(l, [&x[..128], &x[128..]]);
             let mut weights = columns;
             match rows.imatrix {
                 Some(im) => {
-                    let importance = column_slice(im, k);
-                    weights = [to_columns(l, &importance[..128]), to_columns(l, &importance[128..])];
+                    let (first, last) = Columns { imatrix: im, first: 0 }.of(k).split_at(128);
+                    weights = sub_block_columns(l, [first, last]);
                 }
                 None => {
-                    for w in weights.iter_mut().flatten() {
+                    for w in &mut weights {
                         *w = *w * *w;
                     }
                 }
             }
-            let found = lane_search::make_qx_quants(l, 32, &columns, &weights);
-            let Some(units) = put_q6_scales(&two_vectors(l, found[0].scale, found[1].scale), y) else { continue };
+            let [found] = lane_search::make_qx_quants(l.wide(), 32, &[columns], &[weights]);
+            let Some(units) = put_q6_scales(&l.store_wide(found.scale), y) else { continue };
             let mut codes = [0u8; QK_K];
             final_codes(l, x, 32, &units, &mut codes);
+            let (iscales, flat) = (l.store_wide(found.iscale), l.wide().bits(found.flat));
             for (j, d) in units.into_iter().enumerate() {
                 if d == 0.0 {
-                    searched_codes(l, &found[j / 8], j % 8, 32, &x[16 * j..16 * j + 16], &mut codes[16 * j..]);
+                    let codes = &mut codes[16 * j..16 * j + 16];
+                    searched_codes(iscales[j], flat >> j & 1 == 1, 32, &x[16 * j..16 * j + 16], codes);
                 }
             }
             pack_q6(&codes, y);
@@ -237,79 +239,157 @@ impl Kernel for Q6_K {
     }
 }
 
-/// The kernel of Q3_K. Without an importance matrix each move waits for the one before: two super-blocks at a
-/// time, as four groups of eight sub-blocks, fill the wait.
+/// The kernel of Q3_K.
 #[allow(non_camel_case_types)] // ggml's name
 pub(super) enum Q3_K {}
 
 impl Kernel for Q3_K {
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
+        let blocks = rows.values.as_chunks::<QK_K>().0;
+        let outs = out.as_chunks_mut::<110>().0;
         match rows.imatrix {
-            Some(im) => weighted_q3_k(l, rows.values, im, out),
-            None => plain_q3_k(l, rows.values, out),
-        }
-    }
-}
-
-#[inline(always)]
-fn plain_q3_k<L: Lanes>(l: L, values: &[f32], out: &mut [u8]) {
-    let blocks = values.as_chunks::<QK_K>().0;
-    for (xs, ys) in blocks.chunks(2).zip(out.as_chunks_mut::<110>().0.chunks_mut(2)) {
-        let mut columns = [[l.splat(0.0); 16]; 4];
-        for (g, columns) in columns.iter_mut().enumerate() {
-            // After the last one the last again.
-            let x = &xs[(g / 2).min(xs.len() - 1)];
-            *columns = to_columns(l, &x[128 * (g % 2)..]);
-        }
-        let found = lane_search::make_q3_quants(l, 4, &columns);
-        for (b, y) in ys.iter_mut().enumerate() {
-            let scales = two_vectors(l, found[2 * b].scale, found[2 * b + 1].scale);
-            let mut ls = [0u8; 16];
-            let d = q3_scales(&scales, &mut ls);
-            let units = put_q3_scales(d, &ls, y);
-            let mut codes = [0u8; QK_K];
-            final_codes(l, &xs[b], 4, &units, &mut codes);
-            for (j, d) in units.into_iter().enumerate() {
-                if d == 0.0 {
-                    let (group, lane) = (2 * b + j / 8, j % 8);
-                    let flat = l.bits(found[group].flat) >> lane & 1 == 1;
-                    for i in 0..16 {
-                        codes[16 * j + i] = if flat { 0 } else { (l.store(found[group].codes[i])[lane] + 4.0) as u8 };
-                    }
+            Some(im) => {
+                for (k, (xs, ys)) in blocks.chunks(WIDE).zip(outs.chunks_mut(WIDE)).enumerate() {
+                    weighted_q3_k(l, xs, Columns { imatrix: im, first: WIDE * k }, ys);
                 }
             }
-            put_q3_codes(&codes, y);
+            None => {
+                for (xs, ys) in blocks.chunks(Q3_BATCH).zip(outs.chunks_mut(Q3_BATCH)) {
+                    plain_q3_k(l, xs, ys);
+                }
+            }
         }
     }
 }
 
+/// Super-blocks of Q3_K whose unsettled sub-blocks are collected to fill vectors.
+const Q3_BATCH: usize = 64;
+
+/// Without an importance matrix: a first search of every sub-block, and longer ones of those that need them.
 #[inline(always)]
-fn weighted_q3_k<L: Lanes>(l: L, values: &[f32], imatrix: &[f32], out: &mut [u8]) {
-    let blocks = values.as_chunks::<QK_K>().0;
-    for (k, (x, y)) in blocks.iter().zip(out.as_chunks_mut::<110>().0).enumerate() {
-        let columns = [to_columns::<L, 16>(l, &x[..128]), to_columns::<L, 16>(l, &x[128..])];
-        let mut weights = columns;
-        let importance = column_slice(imatrix, k);
-        let sigma2 = 2.0 * sum_of_squares(x) / 256.0;
-        weigh(l, &mut weights[0], importance, sigma2);
-        weigh(l, &mut weights[1], &importance[128..], sigma2);
-        let mut sums = [l.splat(0.0); 2];
-        for (sum, w) in sums.iter_mut().zip(&weights) {
-            for w in w {
-                *sum = *sum + *w;
-            }
+fn plain_q3_k<L: Lanes>(l: L, xs: &[[f32; QK_K]], ys: &mut [[u8; 110]]) {
+    let subs = xs.as_flattened().as_chunks::<16>().0;
+    let mut scales = [[0.0; 16]; Q3_BATCH];
+    let mut unsettled = Unsettled { subs: [0; 16 * Q3_BATCH], len: 0 };
+    for (k, x) in xs.iter().enumerate() {
+        let columns = sub_block_columns(l, [&x[..128], &x[128..]]);
+        let [found] = lane_search::make_q3_quants::<_, 16, 1, 0>(l.wide(), 4, &[columns]);
+        scales[k] = l.store_wide(found.scale);
+        let mut bits = l.wide().bits(found.unsettled);
+        while bits != 0 {
+            unsettled.push(16 * k + bits.trailing_zeros() as usize);
+            bits &= bits - 1;
         }
-        let found = lane_search::make_qx_quants(l, 4, &columns, &weights);
+    }
+    refine::<L, 2, 1>(l, subs, &mut unsettled, scales.as_flattened_mut());
+    refine::<L, 2, { lane_search::MOST_PASSES }>(l, subs, &mut unsettled, scales.as_flattened_mut());
+    for ((x, scales), y) in xs.iter().zip(&scales).zip(ys) {
         let mut ls = [0u8; 16];
-        let scales = two_vectors(l, found[0].scale, found[1].scale);
-        let d = make_qx_quants(32, &scales, &mut ls, Some(&two_vectors(l, sums[0], sums[1])));
+        let d = q3_scales(scales, &mut ls);
         let units = put_q3_scales(d, &ls, y);
         let mut codes = [0u8; QK_K];
         final_codes(l, x, 4, &units, &mut codes);
         for (j, d) in units.into_iter().enumerate() {
             if d == 0.0 {
-                searched_codes(l, &found[j / 8], j % 8, 4, &x[16 * j..16 * j + 16], &mut codes[16 * j..]);
+                // The codes of the search stand, and the reference has them.
+                make_q3_quants(4, &x[16 * j..16 * j + 16], &mut codes[16 * j..16 * j + 16]);
+            }
+        }
+        put_q3_codes(&codes, y);
+    }
+}
+
+/// Numbers of sub-blocks whose search goes on.
+struct Unsettled {
+    subs: [u16; 16 * Q3_BATCH],
+    len: usize,
+}
+
+impl Unsettled {
+    #[inline(always)]
+    fn push(&mut self, sub: usize) {
+        self.subs[self.len] = sub as u16;
+        self.len += 1;
+    }
+}
+
+/// Searches unsettled sub-blocks with up to `PASSES` passes, `B` vectors at a time, and leaves the ones that have
+/// not settled then.
+#[inline(always)]
+fn refine<L: Lanes, const B: usize, const PASSES: usize>(
+    l: L,
+    subs: &[[f32; 16]],
+    unsettled: &mut Unsettled,
+    scales: &mut [f32],
+) {
+    let len = std::mem::take(&mut unsettled.len);
+    for first in (0..len).step_by(WIDE * B) {
+        // After the last one the last again.
+        let mut numbers = [[0; WIDE]; B];
+        let mut columns = [[l.wide().splat(0.0); 16]; B];
+        for (b, (numbers, columns)) in numbers.iter_mut().zip(&mut columns).enumerate() {
+            let mut rows = [&subs[0]; WIDE];
+            for (i, (number, row)) in numbers.iter_mut().zip(&mut rows).enumerate() {
+                *number = usize::from(unsettled.subs[(first + WIDE * b + i).min(len - 1)]);
+                *row = &subs[*number];
+            }
+            *columns = wide_columns(l, rows);
+        }
+        let found = lane_search::make_q3_quants::<_, 16, B, PASSES>(l.wide(), 4, &columns);
+        for (b, (numbers, found)) in numbers.iter().zip(found).enumerate() {
+            let bits = l.wide().bits(found.unsettled);
+            for (i, (&number, scale)) in numbers.iter().zip(l.store_wide(found.scale)).enumerate() {
+                scales[number] = scale;
+                if bits >> i & 1 == 1 && first + WIDE * b + i < len {
+                    unsettled.push(number);
+                }
+            }
+        }
+    }
+}
+
+/// Up to sixteen super-blocks: their sub-blocks one super-block after the other, then the scales of all, a
+/// super-block per lane.
+#[inline(always)]
+fn weighted_q3_k<L: Lanes>(l: L, xs: &[[f32; QK_K]], importance: Columns<'_>, ys: &mut [[u8; 110]]) {
+    let wide = l.wide();
+    let (mut scales, mut sums, mut iscales) = ([[0.0; 16]; WIDE], [[0.0; 16]; WIDE], [[0.0; 16]; WIDE]);
+    let (mut flat, mut unsound) = ([0; WIDE], [false; WIDE]);
+    let squares = sums_of_squares(l, xs);
+    for (k, x) in xs.iter().enumerate() {
+        let columns = sub_block_columns::<L, 16>(l, [&x[..128], &x[128..]]);
+        let mut weights = columns;
+        let (first, last) = importance.of(k).split_at(128);
+        let sigma2 = wide.splat(2.0 * squares[k] / 256.0);
+        weigh(wide, &mut weights, &sub_block_columns(l, [first, last]), sigma2);
+        let mut sum = wide.splat(0.0);
+        for w in &weights {
+            sum = sum + *w;
+        }
+        let [found] = lane_search::make_qx_quants(wide, 4, &[columns], &[weights]);
+        // A scale that is no number is nothing for the lanes of the next search.
+        unsound[k] = !wide.all(wide.lt(wide.abs(found.scale), wide.splat(f32::INFINITY)));
+        (scales[k], sums[k]) = (l.store_wide(found.scale), l.store_wide(sum));
+        (iscales[k], flat[k]) = (l.store_wide(found.iscale), wide.bits(found.flat));
+    }
+    let (columns, weights) = (wide_columns(l, scales.each_ref()), wide_columns(l, sums.each_ref()));
+    let [found] = lane_search::make_qx_quants(wide, 32, &[columns], &[weights]);
+    let (ds, top_iscales, top_flat) = (l.store_wide(found.scale), l.store_wide(found.iscale), wide.bits(found.flat));
+    for (k, (x, y)) in xs.iter().zip(ys).enumerate() {
+        if unsound[k] {
+            q3_k(x, Some(importance.of(k)), y);
+            continue;
+        }
+        let mut ls = [0u8; 16];
+        searched_codes(top_iscales[k], top_flat >> k & 1 == 1, 32, &scales[k], &mut ls);
+        let units = put_q3_scales(ds[k], &ls, y);
+        let mut codes = [0u8; QK_K];
+        final_codes(l, x, 4, &units, &mut codes);
+        for (j, d) in units.into_iter().enumerate() {
+            if d == 0.0 {
+                let codes = &mut codes[16 * j..16 * j + 16];
+                searched_codes(iscales[k][j], flat[k] >> j & 1 == 1, 4, &x[16 * j..16 * j + 16], codes);
             }
         }
         put_q3_codes(&codes, y);
@@ -339,18 +419,8 @@ fn final_code<L: Lanes>(l: L, x: &[f32; LANES], d: L::F32, nmax: i32) -> L::I32 
 
 /// The codes of the search for one sub-block, which a scale of zero leaves standing.
 #[inline(always)]
-fn searched_codes<L: Lanes>(l: L, found: &Symmetric<L>, lane: usize, nmax: i32, x: &[f32], codes: &mut [u8]) {
-    let iscale = l.store(found.iscale)[lane];
-    let flat = l.bits(found.flat) >> lane & 1 == 1;
+fn searched_codes(iscale: f32, flat: bool, nmax: i32, x: &[f32], codes: &mut [u8]) {
     for (c, v) in codes.iter_mut().zip(x) {
         *c = if flat { 0 } else { (nearest_int(iscale * v).clamp(-nmax, nmax - 1) + nmax) as u8 };
     }
-}
-
-#[inline(always)]
-fn two_vectors<L: Lanes>(l: L, a: L::F32, b: L::F32) -> [f32; 16] {
-    let mut out = [0.0; 16];
-    out[..8].copy_from_slice(&l.store(a));
-    out[8..].copy_from_slice(&l.store(b));
-    out
 }

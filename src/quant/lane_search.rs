@@ -1,15 +1,15 @@
-//! The searches of `search.rs` with one sub-block per lane.
+//! The searches of `search.rs` with one sub-block per lane, for vectors of any width.
 //!
-//! Vector `x[i]` holds element i of eight sub-blocks, so a sum runs over `i` in the scalar order, lane by lane.
-//! `B` groups of eight are searched at once only so that one group's chain of additions hides in another's.
+//! Vector `x[i]` holds element i of each sub-block, so a sum runs over `i` in the scalar order, lane by lane.
+//! `B` vectors are searched at once only so that one's chain of additions hides in another's.
 //! The codes of a candidate are not kept: they follow from the numbers that each search returns.
 
-use super::lanes::Lanes;
+use super::lanes::Vector;
 use super::search::{AffineSearch, GROUP_MAX_EPS};
 
-/// What `make_qkx2_quants` finds for eight sub-blocks.
+/// What `make_qkx2_quants` finds for a vector of sub-blocks.
 #[derive(Clone, Copy)]
-pub(super) struct Affine<L: Lanes> {
+pub(super) struct Affine<L: Vector> {
     /// x ≈ scale·code − minus_min.
     pub(super) scale: L::F32,
     /// See `scale`.
@@ -28,13 +28,13 @@ pub(super) struct Affine<L: Lanes> {
 
 /// The code 0..=nmax of an element, as a float.
 #[inline(always)]
-pub(super) fn affine_code<L: Lanes>(l: L, v: L::F32, iscale: L::F32, low: L::F32, nmax: L::F32) -> L::F32 {
+pub(super) fn affine_code<L: Vector>(l: L, v: L::F32, iscale: L::F32, low: L::F32, nmax: L::F32) -> L::F32 {
     l.clamp(l.nearest(iscale * (v - low)), l.splat(0.0), nmax)
 }
 
-/// `make_qkx_quants` for `B` times eight sub-blocks of `N` elements.
+/// `make_qkx_quants` for `B` vectors of sub-blocks of `N` elements.
 #[inline(always)]
-pub(super) fn make_qkx_quants<L: Lanes, const N: usize, const B: usize>(
+pub(super) fn make_qkx_quants<L: Vector, const N: usize, const B: usize>(
     l: L,
     s: AffineSearch,
     x: &[[L::F32; N]; B],
@@ -143,14 +143,14 @@ pub(super) fn make_qkx_quants<L: Lanes, const N: usize, const B: usize>(
 
 /// |diff| or diff².
 #[inline(always)]
-fn deviation<L: Lanes>(l: L, s: AffineSearch, diff: L::F32) -> L::F32 {
+fn deviation<L: Vector>(l: L, s: AffineSearch, diff: L::F32) -> L::F32 {
     if s.use_mad { l.abs(diff) } else { diff * diff }
 }
 
 /// Lanes where some iscale·(x − low) may lie beyond ±2²¹ or be no number, so that `nearest` is not
 /// `nearest_int`. Subtraction and product are monotone, so the extreme elements decide.
 #[inline(always)]
-fn out_of_range<L: Lanes>(l: L, iscale: L::F32, low: L::F32, smallest: L::F32, largest: L::F32) -> L::Mask {
+fn out_of_range<L: Vector>(l: L, iscale: L::F32, low: L::F32, smallest: L::F32, largest: L::F32) -> L::Mask {
     let reach = l.max(l.abs(iscale * (smallest - low)), l.abs(iscale * (largest - low)));
     // Of NaN and a number max gives the second; so ask both.
     !(l.lt(reach, l.splat(2_097_152.0)) & l.lt(l.abs(iscale * (smallest - low)), l.splat(2_097_152.0)))
@@ -158,13 +158,13 @@ fn out_of_range<L: Lanes>(l: L, iscale: L::F32, low: L::F32, smallest: L::F32, l
 
 /// Flips the sign.
 #[inline(always)]
-pub(super) fn negate<L: Lanes>(l: L, v: L::F32) -> L::F32 {
+fn negate<L: Vector>(l: L, v: L::F32) -> L::F32 {
     l.from_bits(l.to_bits(v) ^ l.splat_i(i32::MIN))
 }
 
-/// What `make_qx_quants` finds for eight sub-blocks.
+/// What `make_qx_quants` finds for a vector of sub-blocks.
 #[derive(Clone, Copy)]
-pub(super) struct Symmetric<L: Lanes> {
+pub(super) struct Symmetric<L: Vector> {
     /// x ≈ scale·code.
     pub(super) scale: L::F32,
     /// The codes are those of iscale·x.
@@ -175,13 +175,13 @@ pub(super) struct Symmetric<L: Lanes> {
 
 /// The code −nmax..nmax of an element, as a float. `low` is −nmax, `high` nmax − 1.
 #[inline(always)]
-pub(super) fn symmetric_code<L: Lanes>(l: L, v: L::F32, iscale: L::F32, low: L::F32, high: L::F32) -> L::F32 {
+pub(super) fn symmetric_code<L: Vector>(l: L, v: L::F32, iscale: L::F32, low: L::F32, high: L::F32) -> L::F32 {
     l.clamp(l.nearest(iscale * v), low, high)
 }
 
 /// The first element of largest magnitude, and that magnitude, lane by lane.
 #[inline(always)]
-pub(super) fn signed_max<L: Lanes, const N: usize>(l: L, x: &[L::F32; N]) -> (L::F32, L::F32) {
+pub(super) fn signed_max<L: Vector, const N: usize>(l: L, x: &[L::F32; N]) -> (L::F32, L::F32) {
     let (mut max, mut amax) = (l.splat(0.0), l.splat(0.0));
     for v in x {
         let larger = l.lt(amax, l.abs(*v));
@@ -191,95 +191,127 @@ pub(super) fn signed_max<L: Lanes, const N: usize>(l: L, x: &[L::F32; N]) -> (L:
     (max, amax)
 }
 
-/// `make_qx_quants` with rmse_type 1 for `B` times eight sub-blocks of `N` elements. Elements are finite and
+/// `make_qx_quants` with rmse_type 1 for `B` vectors of sub-blocks of `N` elements. Elements are finite and
 /// no code can leave ±(nmax + 1), so every lane agrees with the reference.
 #[inline(always)]
-pub(super) fn make_qx_quants<L: Lanes, const N: usize, const B: usize>(
+pub(super) fn make_qx_quants<L: Vector, const N: usize, const B: usize>(
     l: L,
     nmax: i32,
     x: &[[L::F32; N]; B],
     w: &[[L::F32; N]; B],
 ) -> [Symmetric<L>; B] {
     let zero = l.splat(0.0);
-    let (low, high) = (l.splat(-nmax as f32), l.splat((nmax - 1) as f32));
-    let mut max = [zero; B];
-    let mut wx = [[zero; N]; B];
-    let mut best = [zero; B];
-    let mut found = [Symmetric { scale: zero, iscale: zero, flat: l.lt(zero, zero) }; B];
+    let mut search = SymmetricSearch {
+        nmax,
+        x,
+        w,
+        wx: [[zero; N]; B],
+        max: [zero; B],
+        best: [zero; B],
+        found: [Symmetric { scale: zero, iscale: zero, flat: l.lt(zero, zero) }; B],
+    };
     for b in 0..B {
         let (signed, amax) = signed_max(l, &x[b]);
-        max[b] = signed;
-        found[b].flat = l.lt(amax, l.splat(GROUP_MAX_EPS));
+        search.max[b] = signed;
+        search.found[b].flat = l.lt(amax, l.splat(GROUP_MAX_EPS));
         for i in 0..N {
-            wx[b][i] = w[b][i] * x[b][i];
+            search.wx[b][i] = w[b][i] * x[b][i];
         }
     }
-    for step in FIRST_THEN_OTHERS {
-        let range = l.splat(-(nmax as f32 + 0.1 * step as f32));
+    // The first guess, then its variations in their order. Up to 0.4 beyond it no code falls below −nmax.
+    for step in [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4] {
+        search.attempt::<false>(l, step);
+    }
+    for step in 5..=9 {
+        search.attempt::<true>(l, step);
+    }
+    for f in &mut search.found {
+        f.scale = l.select(f.flat, zero, f.scale);
+    }
+    search.found
+}
+
+/// The state of [`make_qx_quants`].
+struct SymmetricSearch<'a, L: Vector, const N: usize, const B: usize> {
+    nmax: i32,
+    x: &'a [[L::F32; N]; B],
+    w: &'a [[L::F32; N]; B],
+    wx: [[L::F32; N]; B],
+    max: [L::F32; B],
+    best: [L::F32; B],
+    found: [Symmetric<L>; B],
+}
+
+impl<L: Vector, const N: usize, const B: usize> SymmetricSearch<'_, L, N, B> {
+    /// Tries the scale that maps the largest element to −(nmax + step/10). `LOW`: codes may fall below −nmax.
+    #[inline(always)]
+    fn attempt<const LOW: bool>(&mut self, l: L, step: i32) {
+        let zero = l.splat(0.0);
+        let (low, high) = (l.splat(-self.nmax as f32), l.splat((self.nmax - 1) as f32));
+        let range = l.splat(-(self.nmax as f32 + 0.1 * step as f32));
         let (mut sumlx, mut suml2, mut iscale) = ([zero; B], [zero; B], [zero; B]);
         for b in 0..B {
-            iscale[b] = range / max[b];
+            iscale[b] = range / self.max[b];
         }
         for i in 0..N {
             for b in 0..B {
-                let code = symmetric_code(l, x[b][i], iscale[b], low, high);
-                sumlx[b] = sumlx[b] + wx[b][i] * code;
-                suml2[b] = suml2[b] + w[b][i] * code * code;
+                let mut code = l.min(l.nearest(iscale[b] * self.x[b][i]), high);
+                if LOW {
+                    code = l.max(code, low);
+                }
+                sumlx[b] = sumlx[b] + self.wx[b][i] * code;
+                suml2[b] = suml2[b] + self.w[b][i] * code * code;
             }
         }
         for b in 0..B {
+            let (best, found) = (&mut self.best[b], &mut self.found[b]);
             let scale = sumlx[b] / suml2[b];
             let (better, scale) = if step == 0 {
                 (l.eq(zero, zero), l.select(l.eq(suml2[b], zero), zero, scale))
             } else {
-                (l.lt(zero, suml2[b]) & l.lt(best[b] * suml2[b], sumlx[b] * sumlx[b]), scale)
+                (l.lt(zero, suml2[b]) & l.lt(*best * suml2[b], sumlx[b] * sumlx[b]), scale)
             };
-            best[b] = l.select(better, scale * sumlx[b], best[b]);
-            found[b].scale = l.select(better, scale, found[b].scale);
-            found[b].iscale = l.select(better, iscale[b], found[b].iscale);
+            *best = l.select(better, scale * sumlx[b], *best);
+            found.scale = l.select(better, scale, found.scale);
+            found.iscale = l.select(better, iscale[b], found.iscale);
         }
     }
-    for f in &mut found {
-        f.scale = l.select(f.flat, zero, f.scale);
-    }
-    found
 }
 
-/// The first guess, then its variations in their order.
-const FIRST_THEN_OTHERS: [i32; 19] = [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9];
-
-/// What `make_q3_quants` finds for eight sub-blocks of `N` elements.
+/// What `make_q3_quants` finds for a vector of sub-blocks.
 #[derive(Clone, Copy)]
-pub(super) struct Refined<L: Lanes, const N: usize> {
+pub(super) struct Refined<L: Vector> {
     /// x ≈ scale·code.
     pub(super) scale: L::F32,
-    /// The codes −nmax..nmax.
-    pub(super) codes: [L::F32; N],
-    /// Lanes whose elements are all but zero: their codes, as stored, are zero.
-    pub(super) flat: L::Mask,
+    /// Lanes where another pass would move a code, or might.
+    pub(super) unsettled: L::Mask,
 }
 
-/// `make_q3_quants` with do_rmse for `B` times eight sub-blocks of `N` elements. Lanes that have settled stay
-/// as they are while others move on.
+/// `make_q3_quants` with do_rmse for `B` vectors of sub-blocks of `N` elements, with up to `PASSES` passes. Lanes
+/// that have settled stay as they are while others move on.
+///
+/// Most sub-blocks settle at once, some in one pass, and an element that moves changes the sums for the next:
+/// a pass is a long chain of operations, but to see that it would change nothing is not. So no pass at all, or
+/// one, and the question who has settled; then the others again with more.
 #[inline(always)]
-pub(super) fn make_q3_quants<L: Lanes, const N: usize, const B: usize>(
+pub(super) fn make_q3_quants<L: Vector, const N: usize, const B: usize, const PASSES: usize>(
     l: L,
     nmax: i32,
     x: &[[L::F32; N]; B],
-) -> [Refined<L, N>; B] {
+) -> [Refined<L>; B] {
     let zero = l.splat(0.0);
     let (low, high) = (l.splat(-nmax as f32), l.splat((nmax - 1) as f32));
-    let (low_i, high_i) = (l.splat_i(-nmax), l.splat_i(nmax - 1));
-    let mut found: [Refined<L, N>; B] = [Refined { scale: zero, codes: [zero; N], flat: l.lt(zero, zero) }; B];
     let (mut sumlx, mut suml2) = ([zero; B], [zero; B]);
-    let (mut w, mut wx) = ([[zero; N]; B], [[zero; N]; B]);
+    let (mut w, mut wx, mut codes) = ([[zero; N]; B], [[zero; N]; B], [[zero; N]; B]);
+    let mut flat = [l.lt(zero, zero); B];
     for b in 0..B {
         let (max, amax) = signed_max(l, &x[b]);
-        found[b].flat = l.lt(amax, l.splat(GROUP_MAX_EPS));
-        let iscale = low / max;
+        flat[b] = l.lt(amax, l.splat(GROUP_MAX_EPS));
+        // Codes of zero for lanes without a scale, and nothing moves them.
+        let iscale = l.select(flat[b], zero, low / max);
         for i in 0..N {
-            let code = l.select(found[b].flat, zero, symmetric_code(l, x[b][i], iscale, low, high));
-            found[b].codes[i] = code;
+            let code = l.min(l.nearest(iscale * x[b][i]), high);
+            codes[b][i] = code;
             w[b][i] = x[b][i] * x[b][i];
             wx[b][i] = w[b][i] * x[b][i];
             sumlx[b] = sumlx[b] + wx[b][i] * code;
@@ -287,29 +319,23 @@ pub(super) fn make_q3_quants<L: Lanes, const N: usize, const B: usize>(
         }
     }
     let mut active = [true; B];
-    for pass in 0..5 {
+    for _ in 0..PASSES {
         let mut changed = [l.lt(zero, zero); B];
         for i in 0..N {
             for b in 0..B {
                 if !active[b] {
                     continue;
                 }
-                let (v, old) = (x[b][i], found[b].codes[i]);
+                let old = codes[b][i];
                 let slx = sumlx[b] - wx[b][i] * old;
                 let sl2 = suml2[b] - w[b][i] * old * old;
-                // Far out of range where slx is tiny: only the integer form wraps as the reference does.
-                let new = l.nearest_int(v * sl2 / slx);
-                let new = l.to_f32(l.max_i(l.min_i(new, high_i), low_i));
-                let moves = l.lt(zero, slx) & !(l.eq(new, old) | found[b].flat);
-                // At first some lane nearly always moves; later hardly any, and the branch is foreseen.
-                if pass >= 2 && !l.any(moves) {
-                    continue;
-                }
+                let new = refined_code(l, nmax, x[b][i], slx, sl2);
+                let moves = l.lt(zero, slx) & !(l.eq(new, old) | flat[b]);
                 let slx = slx + wx[b][i] * new;
                 let sl2 = sl2 + w[b][i] * new * new;
                 let better = l.lt(sumlx[b] * sumlx[b] * sl2, slx * slx * suml2[b]);
                 let take = moves & l.lt(zero, sl2) & better;
-                found[b].codes[i] = l.select(take, new, old);
+                codes[b][i] = l.select(take, new, old);
                 sumlx[b] = l.select(take, slx, sumlx[b]);
                 suml2[b] = l.select(take, sl2, suml2[b]);
                 changed[b] = changed[b] | take;
@@ -324,17 +350,44 @@ pub(super) fn make_q3_quants<L: Lanes, const N: usize, const B: usize>(
             break;
         }
     }
+    let mut found = [Refined { scale: zero, unsettled: l.lt(zero, zero) }; B];
     for b in 0..B {
-        let usable = l.lt(zero, suml2[b]) & !found[b].flat;
+        let usable = l.lt(zero, suml2[b]) & !flat[b];
         found[b].scale = l.select(usable, sumlx[b] / suml2[b], zero);
+        if PASSES < MOST_PASSES {
+            for i in 0..N {
+                let old = codes[b][i];
+                let slx = sumlx[b] - wx[b][i] * old;
+                let sl2 = suml2[b] - w[b][i] * old * old;
+                let moves = l.lt(zero, slx) & !l.eq(refined_code(l, nmax, x[b][i], slx, sl2), old);
+                found[b].unsettled = found[b].unsettled | moves;
+            }
+            found[b].unsettled = found[b].unsettled & !flat[b];
+        }
     }
     found
 }
 
-/// `make_qp_quants` for eight sub-blocks of `N` elements, which can be negative: the scale only. Lanes that have
-/// settled stay as they are while others move on.
+/// Passes after which `make_q3_quants` stops.
+pub(super) const MOST_PASSES: usize = 5;
+
+/// The code that fits an element best, given the sums over the others.
 #[inline(always)]
-pub(super) fn make_qp_quants<L: Lanes, const N: usize>(l: L, nmax: i32, x: &[L::F32; N], w: &[L::F32; N]) -> L::F32 {
+fn refined_code<L: Vector>(l: L, nmax: i32, v: L::F32, slx: L::F32, sl2: L::F32) -> L::F32 {
+    // Far out of range where slx is tiny: only the integer form wraps as the reference does.
+    let code = l.nearest_int(v * sl2 / slx);
+    l.to_f32(l.max_i(l.min_i(code, l.splat_i(nmax - 1)), l.splat_i(-nmax)))
+}
+
+/// `make_qp_quants` for a vector of sub-blocks of `N` elements, which can be negative: the scale, and the codes as
+/// the bytes 0..=255 that they are in ggml. Lanes that have settled stay as they are while others move on.
+#[inline(always)]
+pub(super) fn make_qp_quants<L: Vector, const N: usize>(
+    l: L,
+    nmax: i32,
+    x: &[L::F32; N],
+    w: &[L::F32; N],
+) -> (L::F32, [L::F32; N]) {
     let zero = l.splat(0.0);
     let mut max = zero;
     for &v in x {
@@ -399,5 +452,8 @@ pub(super) fn make_qp_quants<L: Lanes, const N: usize>(l: L, nmax: i32, x: &[L::
             break;
         }
     }
-    l.select(l.lt(zero, suml2) & !flat, sumlx / suml2, zero)
+    for code in &mut codes {
+        *code = l.select(flat, zero, *code);
+    }
+    (l.select(l.lt(zero, suml2) & !flat, sumlx / suml2, zero), codes)
 }

@@ -12,8 +12,9 @@
 //! Without an importance matrix the scale follows from the extreme elements; with one it is searched.
 
 use super::Rows;
+use super::k_affine::weigh;
 use super::lane_search::{self, affine_code, symmetric_code};
-use super::lanes::{Kernel, LANES, Lanes};
+use super::lanes::{Kernel, LANES, Lanes, Vector, WIDE, wide_columns};
 use super::plain::{f16_at, put_f16};
 use super::search::{AffineSearch, make_qkx_quants, make_qx_quants, signed_max, sum_of_squares, truncate_int};
 
@@ -374,60 +375,50 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Nibbles<NMAX, MIN, BY
         }
     }
 
-    /// Sixteen blocks at a time, two groups of eight lanes.
+    /// Sixteen blocks at a time, one per lane.
     #[inline(always)]
     fn weighted<L: Lanes>(l: L, rows: Rows<'_>, imatrix: &[f32], out: &mut [u8]) {
+        let wide = l.wide();
         let per_row = rows.row_len / QK;
         let sigma2 = rows_sigma2(l, rows);
         let blocks = rows.values.as_chunks::<QK>().0;
         let importance = imatrix.as_chunks::<QK>().0;
         let outs = out.as_chunks_mut::<BYTES>().0;
-        for (group, ys) in outs.chunks_mut(2 * LANES).enumerate() {
-            let mut columns = [[l.splat(0.0); QK]; 2];
+        for (group, ys) in outs.chunks_mut(WIDE).enumerate() {
+            let mut sigma = [0.0; WIDE];
+            let (mut xs, mut im) = ([&blocks[0]; WIDE], [&importance[0]; WIDE]);
+            for i in 0..WIDE {
+                // Beyond the last block the last again.
+                let k = (WIDE * group + i).min(blocks.len() - 1);
+                (xs[i], im[i], sigma[i]) = (&blocks[k], &importance[k % per_row], sigma2[k / per_row]);
+            }
+            let columns = wide_columns(l, xs);
             let mut weights = columns;
-            for b in 0..2 {
-                let mut sigma = [0.0; LANES];
-                let (mut xs, mut im) = ([&blocks[0]; LANES], [&importance[0]; LANES]);
-                for i in 0..LANES {
-                    // Beyond the last block the last again.
-                    let k = (2 * LANES * group + LANES * b + i).min(blocks.len() - 1);
-                    (xs[i], im[i], sigma[i]) = (&blocks[k], &importance[k % per_row], sigma2[k / per_row]);
-                }
-                columns[b] = columns_of(l, xs);
-                let sigma = l.load(&sigma);
-                for ((w, v), q) in weights[b].iter_mut().zip(columns[b]).zip(columns_of(l, im)) {
-                    *w = q * l.sqrt(sigma + v * v);
-                }
-            }
+            weigh(wide, &mut weights, &wide_columns(l, im), l.load_wide(&sigma));
             let nmax = l.splat(NMAX as f32);
-            let mut scales = [[0; LANES]; 2];
-            let (mut mins, mut lows, mut iscales) = ([[0; LANES]; 2], [[0.0; LANES]; 2], [[0.0; LANES]; 2]);
-            let (mut flat, mut unsafe_lanes) = ([0; 2], [0; 2]);
+            let (scales, iscales, flat);
+            let (mut minus_mins, mut lows, mut unsafe_lanes) = ([0.0; WIDE], [0.0; WIDE], 0);
             if MIN {
-                let found = lane_search::make_qkx_quants(l, AffineSearch::weighted(NMAX), &columns, &weights);
-                for b in 0..2 {
-                    scales[b] = l.store_i(l.f16_bits(found[b].scale));
-                    mins[b] = l.store_i(l.f16_bits(lane_search::negate(l, found[b].minus_min)));
-                    (lows[b], iscales[b]) = (l.store(found[b].low), l.store(found[b].iscale));
-                    (flat[b], unsafe_lanes[b]) = (l.bits(found[b].flat), l.bits(found[b].unsafe_lanes));
-                }
+                let search = AffineSearch::weighted(NMAX);
+                let [found] = lane_search::make_qkx_quants(wide, search, &[columns], &[weights]);
+                (scales, iscales, flat) = (found.scale, found.iscale, found.flat);
+                minus_mins = l.store_wide(found.minus_min);
+                lows = l.store_wide(found.low);
+                unsafe_lanes = wide.bits(found.unsafe_lanes);
             } else {
-                let found = lane_search::make_qx_quants(l, NMAX, &columns, &weights);
-                for b in 0..2 {
-                    scales[b] = l.store_i(l.f16_bits(found[b].scale));
-                    (iscales[b], flat[b]) = (l.store(found[b].iscale), l.bits(found[b].flat));
-                }
+                let [found] = lane_search::make_qx_quants(wide, NMAX, &[columns], &[weights]);
+                (scales, iscales, flat) = (found.scale, found.iscale, found.flat);
             }
+            let (scales, iscales, flat) = (l.store_wide(scales), l.store_wide(iscales), wide.bits(flat));
             for (i, y) in ys.iter_mut().enumerate() {
-                let k = 2 * LANES * group + i;
-                let (b, i) = (i / LANES, i % LANES);
-                if unsafe_lanes[b] >> i & 1 == 1 {
+                let k = WIDE * group + i;
+                if unsafe_lanes >> i & 1 == 1 {
                     Self::reference(&blocks[k], Some(&importance[k % per_row]), sigma2[k / per_row], y);
                     continue;
                 }
                 let mut codes = [l.splat_i(0); 4];
-                if flat[b] >> i & 1 == 0 {
-                    let (iscale, low) = (l.splat(iscales[b][i]), l.splat(lows[b][i]));
+                if flat >> i & 1 == 0 {
+                    let (iscale, low) = (l.splat(iscales[i]), l.splat(lows[i]));
                     for (c, v) in codes.iter_mut().zip(blocks[k].as_chunks::<LANES>().0) {
                         let v = l.load(v);
                         *c = l.truncate(if MIN {
@@ -437,9 +428,9 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Nibbles<NMAX, MIN, BY
                         });
                     }
                 }
-                y[..2].copy_from_slice(&(scales[b][i] as u16).to_le_bytes());
+                put_f16(scales[i], y);
                 if MIN {
-                    y[2..4].copy_from_slice(&(mins[b][i] as u16).to_le_bytes());
+                    put_f16(-minus_mins[i], &mut y[2..]);
                 }
                 Self::put_codes(l, codes, y);
             }
@@ -501,20 +492,6 @@ fn rows_sigma2<L: Lanes>(l: L, rows: Rows<'_>) -> Vec<f32> {
     out
 }
 
-/// Vector i holds element i of eight blocks.
-#[inline(always)]
-fn columns_of<L: Lanes>(l: L, blocks: [&[f32; QK]; LANES]) -> [L::F32; QK] {
-    let mut columns = [l.splat(0.0); QK];
-    for (c, eight) in columns.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let mut square = [l.splat(0.0); LANES];
-        for (v, x) in square.iter_mut().zip(blocks) {
-            *v = l.load_at(&x[c * LANES..]);
-        }
-        *eight = l.transpose(square);
-    }
-    columns
-}
-
 /// The smallest of eight vectors, lane by lane.
 #[inline(always)]
 fn min_over<L: Lanes>(l: L, v: [L::F32; LANES]) -> L::F32 {
@@ -526,6 +503,8 @@ fn min_over<L: Lanes>(l: L, v: [L::F32; LANES]) -> L::F32 {
 pub(super) enum Q1_0 {}
 
 impl Kernel for Q1_0 {
+    const AVX512: bool = false;
+
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         let (blocks, rest) = rows.values.as_chunks::<128>().0.as_chunks::<LANES>();

@@ -4,7 +4,8 @@
 //! SAFETY line means by "the token".
 #![allow(unsafe_code)]
 
-use super::{Kernel, LANES, Lanes, Rows};
+use super::pair::{self, Pair};
+use super::{Kernel, LANES, Lanes, Rows, Vector};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Not, Sub};
 
@@ -74,17 +75,17 @@ macro_rules! methods {
         }
     )*};
 }
+pub(super) use {methods, operator};
 
-impl Lanes for Avx2 {
-    const FAST_BITS: bool = true;
-
+impl Vector for Avx2 {
     type F32 = F32;
     type I32 = I32;
     type Mask = Mask;
 
+    const WIDTH: usize = LANES;
+
     methods! {
         fn splat(v: f32) -> F32 = F32(_mm256_set1_ps(v));
-        fn load(v: &[f32; LANES]) -> F32 = F32(_mm256_loadu_ps(v.as_ptr()));
         fn abs(v: F32) -> F32 = F32(_mm256_and_ps(v.0, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fff_ffff))));
         fn sqrt(v: F32) -> F32 = F32(_mm256_sqrt_ps(v.0));
         fn min(a: F32, b: F32) -> F32 = F32(_mm256_min_ps(a.0, b.0));
@@ -92,12 +93,7 @@ impl Lanes for Avx2 {
         fn lt(a: F32, b: F32) -> Mask = Mask(_mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0));
         fn eq(a: F32, b: F32) -> Mask = Mask(_mm256_cmp_ps::<_CMP_EQ_OQ>(a.0, b.0));
         fn select(mask: Mask, yes: F32, no: F32) -> F32 = F32(_mm256_blendv_ps(no.0, yes.0, mask.0));
-        fn f16_bits(v: F32) -> I32 =
-            I32(_mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0)));
         fn splat_i(v: i32) -> I32 = I32(_mm256_set1_epi32(v));
-        fn load_i(v: &[i32; LANES]) -> I32 = I32(_mm256_loadu_si256(v.as_ptr().cast()));
-        fn load_u16(v: &[u16; LANES]) -> I32 = I32(_mm256_cvtepu16_epi32(_mm_loadu_si128(v.as_ptr().cast())));
-        fn load_u8(v: &[u8; LANES]) -> I32 = I32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(v.as_ptr().cast())));
         fn truncate(v: F32) -> I32 = I32(_mm256_cvttps_epi32(v.0));
         fn to_f32(v: I32) -> F32 = F32(_mm256_cvtepi32_ps(v.0));
         fn to_bits(v: F32) -> I32 = I32(_mm256_castps_si256(v.0));
@@ -108,11 +104,28 @@ impl Lanes for Avx2 {
         fn eq_i(a: I32, b: I32) -> Mask = Mask(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a.0, b.0)));
         fn select_i(mask: Mask, yes: I32, no: I32) -> I32 =
             I32(_mm256_blendv_epi8(no.0, yes.0, _mm256_castps_si256(mask.0)));
+        fn nearest(v: F32) -> F32 = F32(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v.0));
+        fn bits(mask: Mask) -> u32 = _mm256_movemask_ps(mask.0) as u32;
+    }
+}
+
+impl Lanes for Avx2 {
+    const FAST_BITS: bool = true;
+
+    type Wide = Pair<Avx2>;
+
+    pair::joined!();
+
+    methods! {
+        fn load(v: &[f32; LANES]) -> F32 = F32(_mm256_loadu_ps(v.as_ptr()));
+        fn f16_bits(v: F32) -> I32 =
+            I32(_mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0)));
+        fn load_i(v: &[i32; LANES]) -> I32 = I32(_mm256_loadu_si256(v.as_ptr().cast()));
+        fn load_u16(v: &[u16; LANES]) -> I32 = I32(_mm256_cvtepu16_epi32(_mm_loadu_si128(v.as_ptr().cast())));
+        fn load_u8(v: &[u8; LANES]) -> I32 = I32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(v.as_ptr().cast())));
         fn lookup(table: F32, index: I32) -> F32 = F32(_mm256_permutevar8x32_ps(table.0, index.0));
         fn lookup_i(table: I32, index: I32) -> I32 = I32(_mm256_permutevar8x32_epi32(table.0, index.0));
         fn ones(mask: Mask) -> I32 = I32(_mm256_castps_si256(mask.0));
-        fn nearest(v: F32) -> F32 = F32(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v.0));
-        fn bits(mask: Mask) -> u32 = _mm256_movemask_ps(mask.0) as u32;
     }
 
     #[inline(always)]

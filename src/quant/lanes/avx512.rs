@@ -4,8 +4,9 @@
 //! search keeps more of its columns out of memory. What has no better form is AVX2's own, which the token holds.
 #![allow(unsafe_code)]
 
-use super::avx2::{self, Avx2};
-use super::{Kernel, LANES, Lanes, Rows};
+use super::avx2::{self, Avx2, methods};
+use super::zmm::{self, Zmm};
+use super::{Kernel, LANES, Lanes, Rows, Vector};
 use std::arch::x86_64::*;
 use std::ops::{BitAnd, BitOr, Not};
 
@@ -21,6 +22,11 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512bw");
         Avx2::detect().filter(|_| has_all).map(Avx512)
+    }
+
+    /// The token of the smaller instruction set.
+    pub(super) fn avx2(self) -> Avx2 {
+        self.0
     }
 }
 
@@ -38,29 +44,35 @@ pub(super) fn run<K: Kernel>(token: Avx512, rows: Rows<'_>, out: &mut [u8]) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mask(__mmask8);
 
-impl BitAnd for Mask {
-    type Output = Self;
-    #[inline(always)]
-    fn bitand(self, other: Self) -> Self {
-        Mask(self.0 & other.0)
-    }
-}
+macro_rules! bit_mask {
+    ($mask:ident) => {
+        impl BitAnd for $mask {
+            type Output = Self;
+            #[inline(always)]
+            fn bitand(self, other: Self) -> Self {
+                $mask(self.0 & other.0)
+            }
+        }
 
-impl BitOr for Mask {
-    type Output = Self;
-    #[inline(always)]
-    fn bitor(self, other: Self) -> Self {
-        Mask(self.0 | other.0)
-    }
-}
+        impl BitOr for $mask {
+            type Output = Self;
+            #[inline(always)]
+            fn bitor(self, other: Self) -> Self {
+                $mask(self.0 | other.0)
+            }
+        }
 
-impl Not for Mask {
-    type Output = Self;
-    #[inline(always)]
-    fn not(self) -> Self {
-        Mask(!self.0)
-    }
+        impl Not for $mask {
+            type Output = Self;
+            #[inline(always)]
+            fn not(self) -> Self {
+                $mask(!self.0)
+            }
+        }
+    };
 }
+bit_mask!(Mask);
+pub(super) use bit_mask;
 
 macro_rules! as_avx2 {
     ($(fn $name:ident$(<const $n:ident: i32>)?($($arg:ident: $ty:ty),*) -> $out:ty;)*) => {$(
@@ -71,22 +83,12 @@ macro_rules! as_avx2 {
     )*};
 }
 
-macro_rules! methods {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: the token proves that the CPU has the features.
-            unsafe { $body }
-        }
-    )*};
-}
-
-impl Lanes for Avx512 {
-    const FAST_BITS: bool = true;
-
+impl Vector for Avx512 {
     type F32 = avx2::F32;
     type I32 = avx2::I32;
     type Mask = Mask;
+
+    const WIDTH: usize = LANES;
 
     methods! {
         fn lt(a: Self::F32, b: Self::F32) -> Mask = Mask(_mm256_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0));
@@ -97,7 +99,6 @@ impl Lanes for Avx512 {
         fn eq_i(a: Self::I32, b: Self::I32) -> Mask = Mask(_mm256_cmpeq_epi32_mask(a.0, b.0));
         fn select_i(mask: Mask, yes: Self::I32, no: Self::I32) -> Self::I32 =
             avx2::I32(_mm256_mask_blend_epi32(mask.0, no.0, yes.0));
-        fn ones(mask: Mask) -> Self::I32 = avx2::I32(_mm256_movm_epi32(mask.0));
     }
 
     #[inline(always)]
@@ -107,31 +108,60 @@ impl Lanes for Avx512 {
 
     as_avx2! {
         fn splat(v: f32) -> Self::F32;
-        fn load(v: &[f32; LANES]) -> Self::F32;
-        fn store(v: Self::F32) -> [f32; LANES];
         fn abs(v: Self::F32) -> Self::F32;
         fn sqrt(v: Self::F32) -> Self::F32;
         fn min(a: Self::F32, b: Self::F32) -> Self::F32;
         fn max(a: Self::F32, b: Self::F32) -> Self::F32;
-        fn nearest(v: Self::F32) -> Self::F32;
+        fn splat_i(v: i32) -> Self::I32;
+        fn truncate(v: Self::F32) -> Self::I32;
+        fn to_f32(v: Self::I32) -> Self::F32;
+        fn to_bits(v: Self::F32) -> Self::I32;
+        fn from_bits(v: Self::I32) -> Self::F32;
+        fn min_i(a: Self::I32, b: Self::I32) -> Self::I32;
+        fn max_i(a: Self::I32, b: Self::I32) -> Self::I32;
+    }
+}
+
+impl Lanes for Avx512 {
+    const FAST_BITS: bool = true;
+
+    type Wide = Zmm;
+
+    #[inline(always)]
+    fn wide(self) -> Zmm {
+        Zmm::of(self)
+    }
+
+    #[inline(always)]
+    fn join(self, halves: [Self::F32; 2]) -> zmm::F32 {
+        zmm::join([halves[0].0, halves[1].0])
+    }
+
+    #[inline(always)]
+    fn split(self, v: zmm::F32) -> [Self::F32; 2] {
+        zmm::split(v).map(avx2::F32)
+    }
+
+    #[inline(always)]
+    fn ones(self, mask: Mask) -> Self::I32 {
+        // SAFETY: the token proves that the CPU has the features.
+        avx2::I32(unsafe { _mm256_movm_epi32(mask.0) })
+    }
+
+    as_avx2! {
+        fn load(v: &[f32; LANES]) -> Self::F32;
+        fn store(v: Self::F32) -> [f32; LANES];
         fn transpose(rows: [Self::F32; LANES]) -> [Self::F32; LANES];
         fn f16_bits(v: Self::F32) -> Self::I32;
         fn f16_value(v: Self::I32) -> Self::F32;
-        fn splat_i(v: i32) -> Self::I32;
         fn load_i(v: &[i32; LANES]) -> Self::I32;
         fn store_i(v: Self::I32) -> [i32; LANES];
         fn load_u8(v: &[u8; LANES]) -> Self::I32;
         fn load_u16(v: &[u16; LANES]) -> Self::I32;
         fn store_u8(v: Self::I32) -> [u8; LANES];
         fn store_u8x32(v: [Self::I32; 4]) -> [u8; 32];
-        fn truncate(v: Self::F32) -> Self::I32;
-        fn to_f32(v: Self::I32) -> Self::F32;
-        fn to_bits(v: Self::F32) -> Self::I32;
-        fn from_bits(v: Self::I32) -> Self::F32;
         fn shl<const N: i32>(v: Self::I32) -> Self::I32;
         fn shr<const N: i32>(v: Self::I32) -> Self::I32;
-        fn min_i(a: Self::I32, b: Self::I32) -> Self::I32;
-        fn max_i(a: Self::I32, b: Self::I32) -> Self::I32;
         fn lookup(table: Self::F32, index: Self::I32) -> Self::F32;
         fn lookup_i(table: Self::I32, index: Self::I32) -> Self::I32;
     }

@@ -1,6 +1,7 @@
 //! Lanes as arrays: plain Rust that the compiler vectorises for the baseline of its target (SSE2, NEON).
 
-use super::{LANES, Lanes};
+use super::pair::{self, Pair};
+use super::{LANES, Lanes, Vector};
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Not, Sub};
 
 /// The instruction set that every CPU has.
@@ -77,24 +78,16 @@ fn truth(v: bool) -> i32 {
     -i32::from(v)
 }
 
-impl Lanes for Portable {
-    const FAST_BITS: bool = false;
-
+impl Vector for Portable {
     type F32 = Array<f32>;
     type I32 = Array<i32>;
     type Mask = Mask;
 
+    const WIDTH: usize = LANES;
+
     #[inline(always)]
     fn splat(self, v: f32) -> Array<f32> {
         Array([v; LANES])
-    }
-    #[inline(always)]
-    fn load(self, v: &[f32; LANES]) -> Array<f32> {
-        Array(*v)
-    }
-    #[inline(always)]
-    fn store(self, v: Array<f32>) -> [f32; LANES] {
-        v.0
     }
     #[inline(always)]
     fn abs(self, v: Array<f32>) -> Array<f32> {
@@ -125,6 +118,71 @@ impl Lanes for Portable {
         self.from_bits(self.select_i(mask, self.to_bits(yes), self.to_bits(no)))
     }
     #[inline(always)]
+    fn splat_i(self, v: i32) -> Array<i32> {
+        Array([v; LANES])
+    }
+    #[inline(always)]
+    fn truncate(self, v: Array<f32>) -> Array<i32> {
+        map(v, super::super::search::truncate_int)
+    }
+    #[inline(always)]
+    fn to_f32(self, v: Array<i32>) -> Array<f32> {
+        map(v, |v| v as f32)
+    }
+    #[inline(always)]
+    fn to_bits(self, v: Array<f32>) -> Array<i32> {
+        map(v, |v| v.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn from_bits(self, v: Array<i32>) -> Array<f32> {
+        map(v, |v| f32::from_bits(v as u32))
+    }
+    #[inline(always)]
+    fn min_i(self, a: Array<i32>, b: Array<i32>) -> Array<i32> {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max_i(self, a: Array<i32>, b: Array<i32>) -> Array<i32> {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn lt_i(self, a: Array<i32>, b: Array<i32>) -> Mask {
+        Mask(zip(a, b, |a, b| truth(a < b)))
+    }
+    #[inline(always)]
+    fn eq_i(self, a: Array<i32>, b: Array<i32>) -> Mask {
+        Mask(zip(a, b, |a, b| truth(a == b)))
+    }
+    #[inline(always)]
+    fn select_i(self, mask: Mask, yes: Array<i32>, no: Array<i32>) -> Array<i32> {
+        no ^ ((yes ^ no) & mask.0)
+    }
+    #[inline(always)]
+    fn bits(self, mask: Mask) -> u32 {
+        let mut bits = 0;
+        for (i, v) in mask.0.0.iter().enumerate() {
+            bits |= (*v as u32 & 1) << i;
+        }
+        bits
+    }
+}
+
+impl Lanes for Portable {
+    const FAST_BITS: bool = false;
+
+    type Wide = Pair<Portable>;
+
+    pair::joined!();
+
+    #[inline(always)]
+    fn load(self, v: &[f32; LANES]) -> Array<f32> {
+        Array(*v)
+    }
+    #[inline(always)]
+    fn store(self, v: Array<f32>) -> [f32; LANES] {
+        v.0
+    }
+    #[inline(always)]
     fn transpose(self, rows: [Array<f32>; LANES]) -> [Array<f32>; LANES] {
         let mut out = rows;
         for (i, column) in out.iter_mut().enumerate() {
@@ -141,10 +199,6 @@ impl Lanes for Portable {
     #[inline(always)]
     fn f16_value(self, v: Array<i32>) -> Array<f32> {
         map(v, |v| half::f16::from_bits(v as u16).to_f32())
-    }
-    #[inline(always)]
-    fn splat_i(self, v: i32) -> Array<i32> {
-        Array([v; LANES])
     }
     #[inline(always)]
     fn load_i(self, v: &[i32; LANES]) -> Array<i32> {
@@ -175,48 +229,12 @@ impl Lanes for Portable {
         out
     }
     #[inline(always)]
-    fn truncate(self, v: Array<f32>) -> Array<i32> {
-        map(v, super::super::search::truncate_int)
-    }
-    #[inline(always)]
-    fn to_f32(self, v: Array<i32>) -> Array<f32> {
-        map(v, |v| v as f32)
-    }
-    #[inline(always)]
-    fn to_bits(self, v: Array<f32>) -> Array<i32> {
-        map(v, |v| v.to_bits() as i32)
-    }
-    #[inline(always)]
-    fn from_bits(self, v: Array<i32>) -> Array<f32> {
-        map(v, |v| f32::from_bits(v as u32))
-    }
-    #[inline(always)]
     fn shl<const N: i32>(self, v: Array<i32>) -> Array<i32> {
         map(v, |v| v << N)
     }
     #[inline(always)]
     fn shr<const N: i32>(self, v: Array<i32>) -> Array<i32> {
         map(v, |v| (v as u32 >> N) as i32)
-    }
-    #[inline(always)]
-    fn min_i(self, a: Array<i32>, b: Array<i32>) -> Array<i32> {
-        zip(a, b, |a, b| if a < b { a } else { b })
-    }
-    #[inline(always)]
-    fn max_i(self, a: Array<i32>, b: Array<i32>) -> Array<i32> {
-        zip(a, b, |a, b| if a > b { a } else { b })
-    }
-    #[inline(always)]
-    fn lt_i(self, a: Array<i32>, b: Array<i32>) -> Mask {
-        Mask(zip(a, b, |a, b| truth(a < b)))
-    }
-    #[inline(always)]
-    fn eq_i(self, a: Array<i32>, b: Array<i32>) -> Mask {
-        Mask(zip(a, b, |a, b| truth(a == b)))
-    }
-    #[inline(always)]
-    fn select_i(self, mask: Mask, yes: Array<i32>, no: Array<i32>) -> Array<i32> {
-        no ^ ((yes ^ no) & mask.0)
     }
     #[inline(always)]
     fn lookup(self, table: Array<f32>, index: Array<i32>) -> Array<f32> {
@@ -229,13 +247,5 @@ impl Lanes for Portable {
     #[inline(always)]
     fn ones(self, mask: Mask) -> Array<i32> {
         mask.0
-    }
-    #[inline(always)]
-    fn bits(self, mask: Mask) -> u32 {
-        let mut bits = 0;
-        for (i, v) in mask.0.0.iter().enumerate() {
-            bits |= (*v as u32 & 1) << i;
-        }
-        bits
     }
 }

@@ -132,7 +132,98 @@ impl Kernel for Operations {
         for (i, v) in l.store_u8x32(four).into_iter().enumerate() {
             assert_eq!(v, l.store_i(four[i / 8])[i % 8] as u8, "{l:?} store_u8x32");
         }
+        wide_computes_like_its_halves(l);
         assert_eq!(l.store_i(l.load_u8(&[0, 1, 127, 128, 255, 3, 4, 5])), [0, 1, 127, 128, 255, 3, 4, 5]);
+    }
+}
+
+/// The sixteen lanes of a search against twice eight.
+#[inline(always)]
+fn wide_computes_like_its_halves<L: Lanes>(l: L) {
+    let wide = l.wide();
+    let (low, high) = ([EDGES[0], EDGES[1], EDGES[2], EDGES[3], EDGES[4], EDGES[5], EDGES[6], EDGES[7]], &EDGES[8..]);
+    let x = [l.load(&low), l.load_at(high)];
+    for shift in 0..16 {
+        let mut shifted = [0.0; WIDE];
+        for (i, v) in shifted.iter_mut().enumerate() {
+            *v = EDGES[(i + shift) % 16];
+        }
+        let y = [l.load_at(&shifted[..8]), l.load_at(&shifted[8..])];
+        let (a, b) = (l.join(x), l.load_wide(&shifted));
+        let (lt, eq) = (wide.lt(a, b), wide.eq(a, b));
+        let (n, m) = (wide.to_bits(a), wide.to_bits(b));
+        let got = [
+            a + b,
+            a - b,
+            a * b,
+            a / b,
+            wide.min(a, b),
+            wide.max(a, b),
+            wide.abs(b),
+            wide.sqrt(b),
+            wide.select(lt | eq, a, b),
+            wide.select(lt & !eq, a, b),
+            wide.to_f32(wide.truncate(b)),
+            wide.to_f32(wide.nearest_int(b)),
+            wide.to_f32(wide.round_int(b)),
+            wide.nearest(wide.clamp(b, wide.splat(-9.0), wide.splat(7.0))),
+            wide.to_f32(n + m),
+            wide.to_f32(n - m),
+            wide.from_bits(n & m),
+            wide.from_bits(n | m),
+            wide.from_bits(n ^ m),
+            wide.to_f32(wide.min_i(n, m)),
+            wide.to_f32(wide.max_i(n, m)),
+            wide.to_f32(wide.select_i(wide.lt_i(n, m), wide.splat_i(1), wide.splat_i(2))),
+            wide.to_f32(wide.select_i(wide.eq_i(n, m), wide.splat_i(3), wide.splat_i(4))),
+        ];
+        let mut bits = 0;
+        for half in 0..2 {
+            let (a, b) = (x[half], y[half]);
+            let (lt, eq) = (l.lt(a, b), l.eq(a, b));
+            bits |= l.bits(lt) << (8 * half);
+            let (n, m) = (l.to_bits(a), l.to_bits(b));
+            let want = [
+                a + b,
+                a - b,
+                a * b,
+                a / b,
+                l.min(a, b),
+                l.max(a, b),
+                l.abs(b),
+                l.sqrt(b),
+                l.select(lt | eq, a, b),
+                l.select(lt & !eq, a, b),
+                l.to_f32(l.truncate(b)),
+                l.to_f32(l.nearest_int(b)),
+                l.to_f32(l.round_int(b)),
+                l.nearest(l.clamp(b, l.splat(-9.0), l.splat(7.0))),
+                l.to_f32(n + m),
+                l.to_f32(n - m),
+                l.from_bits(n & m),
+                l.from_bits(n | m),
+                l.from_bits(n ^ m),
+                l.to_f32(l.min_i(n, m)),
+                l.to_f32(l.max_i(n, m)),
+                l.to_f32(l.select_i(l.lt_i(n, m), l.splat_i(1), l.splat_i(2))),
+                l.to_f32(l.select_i(l.eq_i(n, m), l.splat_i(3), l.splat_i(4))),
+            ];
+            for (op, (got, want)) in got.iter().zip(want).enumerate() {
+                for (got, want) in l.store(l.split(*got)[half]).into_iter().zip(l.store(want)) {
+                    // The sign of a rounded zero is not specified.
+                    assert!(same(got, want) || got == want && op == 13, "{wide:?} operation {op}: {got} not {want}");
+                }
+            }
+        }
+        assert_eq!(wide.bits(lt), bits, "{wide:?} bits");
+        assert_eq!((wide.any(lt), wide.all(lt)), (bits != 0, bits == 0xffff), "{wide:?} any and all");
+        assert_eq!(l.store_wide(a).map(f32::to_bits), EDGES.map(f32::to_bits), "{wide:?} store");
+    }
+    let rows: [[f32; 8]; WIDE] = std::array::from_fn(|r| std::array::from_fn(|c| (8 * r + c) as f32));
+    for (c, column) in wide_columns(l, rows.each_ref()).into_iter().enumerate() {
+        for (r, v) in l.store_wide(column).into_iter().enumerate() {
+            assert_eq!(v, rows[r][c], "{wide:?} columns");
+        }
     }
 }
 
