@@ -436,34 +436,12 @@ fn sixteen_super_blocks<L: Lanes, const BYTES: usize>(
     reference: impl Fn(&[f32], Option<&[f32]>, &mut [u8]),
     put_codes: impl Fn(&[u8; QK_K], &mut [u8; BYTES]),
 ) {
-    let wide = l.wide();
     let nmax = search.nmax;
     let mut searched = [Searched::<8>::NOTHING; WIDE];
-    let squares = if importance.is_some() { sums_of_squares(l, xs) } else { [0.0; WIDE] };
-    for (pair, xs) in xs.chunks(2).enumerate() {
-        // A last one without a partner is searched twice.
-        let columns = sub_block_columns::<L, 32>(l, [&xs[0], &xs[xs.len() - 1]]);
-        let mut weights = columns;
-        let (k, other) = (2 * pair, 2 * pair + xs.len() - 1);
-        let [found] = match importance {
-            Some(im) => {
-                let sigma2 = [k, other].map(|k| l.splat(2.0 * squares[k] / 256.0));
-                weigh(wide, &mut weights, &sub_block_columns(l, [im.of(k), im.of(other)]), l.join(sigma2));
-                lane_search::make_qkx_quants(wide, AffineSearch::weighted(nmax), &[columns], &[weights])
-            }
-            None => {
-                let mut sum = wide.splat(0.0);
-                for v in &columns {
-                    sum = sum + *v * *v;
-                }
-                let average = wide.sqrt(sum / wide.splat(32.0));
-                for v in &mut weights {
-                    *v = average + wide.abs(*v);
-                }
-                lane_search::make_qkx_quants(wide, search, &[columns], &[weights])
-            }
-        };
-        Searched::store(l, &found, &mut searched[k..=other]);
+    if <L::Wide as Vector>::HAS_IDLE_UNITS {
+        search_pairs::<L, 2>(l, xs, importance, search, &mut searched);
+    } else {
+        search_pairs::<L, 1>(l, xs, importance, search, &mut searched);
     }
     let weighted = if importance.is_some() { Some(weighted_together(l, 63, &searched)) } else { None };
     for (k, ((x, y), s)) in xs.iter().zip(ys).zip(&searched).enumerate() {
@@ -492,6 +470,48 @@ fn sixteen_super_blocks<L: Lanes, const BYTES: usize>(
             }
         }
         put_codes(&codes, y);
+    }
+}
+
+/// The search of up to sixteen super-blocks of eight sub-blocks, `B` pairs at a time.
+#[inline(always)]
+fn search_pairs<L: Lanes, const B: usize>(
+    l: L,
+    xs: &[[f32; QK_K]],
+    importance: Option<Columns<'_>>,
+    search: AffineSearch,
+    searched: &mut [Searched<8>; WIDE],
+) {
+    let wide = l.wide();
+    let squares = if importance.is_some() { sums_of_squares(l, xs) } else { [0.0; WIDE] };
+    let search = if importance.is_some() { AffineSearch::weighted(search.nmax) } else { search };
+    for first in (0..xs.len()).step_by(2 * B) {
+        let mut numbers = [[0; 2]; B];
+        let (mut columns, mut weights) = ([[wide.splat(0.0); 32]; B], [[wide.splat(0.0); 32]; B]);
+        for b in 0..B {
+            // After the last one the last again.
+            numbers[b] = [first + 2 * b, first + 2 * b + 1].map(|k| k.min(xs.len() - 1));
+            let [k, other] = numbers[b];
+            columns[b] = sub_block_columns(l, [&xs[k], &xs[other]]);
+            weights[b] = columns[b];
+            if let Some(im) = importance {
+                let sigma2 = l.join([l.splat(2.0 * squares[k] / 256.0), l.splat(2.0 * squares[other] / 256.0)]);
+                weigh(wide, &mut weights[b], &sub_block_columns(l, [im.of(k), im.of(other)]), sigma2);
+                continue;
+            }
+            let mut sum = wide.splat(0.0);
+            for v in &columns[b] {
+                sum = sum + *v * *v;
+            }
+            let average = wide.sqrt(sum / wide.splat(32.0));
+            for v in &mut weights[b] {
+                *v = average + wide.abs(*v);
+            }
+        }
+        let found = lane_search::make_qkx_quants(wide, search, &columns, &weights);
+        for (found, [k, other]) in found.iter().zip(numbers) {
+            Searched::store(l, found, &mut searched[k..=other]);
+        }
     }
 }
 
@@ -557,27 +577,11 @@ impl Kernel for Q2_K {
 /// super-block per lane.
 #[inline(always)]
 fn sixteen_q2_k<L: Lanes>(l: L, xs: &[[f32; QK_K]], importance: Option<Columns<'_>>, ys: &mut [[u8; 84]]) {
-    let wide = l.wide();
     let mut searched = [Searched::<16>::NOTHING; WIDE];
-    let squares = if importance.is_some() { sums_of_squares(l, xs) } else { [0.0; WIDE] };
-    for (k, x) in xs.iter().enumerate() {
-        let columns = sub_block_columns::<L, 16>(l, [&x[..128], &x[128..]]);
-        let mut weights = columns;
-        let [found] = match importance {
-            Some(im) => {
-                let (first, last) = im.of(k).split_at(128);
-                let sigma2 = wide.splat(squares[k] / 256.0);
-                weigh(wide, &mut weights, &sub_block_columns(l, [first, last]), sigma2);
-                lane_search::make_qkx_quants(wide, AffineSearch::weighted(3), &[columns], &[weights])
-            }
-            None => {
-                for v in &mut weights {
-                    *v = wide.abs(*v);
-                }
-                lane_search::make_qkx_quants(wide, Q2_K_SEARCH, &[columns], &[weights])
-            }
-        };
-        Searched::store(l, &found, &mut searched[k..=k]);
+    if <L::Wide as Vector>::HAS_IDLE_UNITS {
+        search_q2_k::<L, 2>(l, xs, importance, &mut searched);
+    } else {
+        search_q2_k::<L, 1>(l, xs, importance, &mut searched);
     }
     let weighted = if importance.is_some() { Some(weighted_together(l, 15, &searched)) } else { None };
     for (k, ((x, y), s)) in xs.iter().zip(ys).zip(&searched).enumerate() {
@@ -606,5 +610,48 @@ fn sixteen_q2_k<L: Lanes>(l: L, xs: &[[f32; QK_K]], importance: Option<Columns<'
             }
         }
         put_crumbs(&codes, &mut y[16..80]);
+    }
+}
+
+/// The search of up to sixteen super-blocks of sixteen sub-blocks, `B` super-blocks at a time.
+#[inline(always)]
+fn search_q2_k<L: Lanes, const B: usize>(
+    l: L,
+    xs: &[[f32; QK_K]],
+    importance: Option<Columns<'_>>,
+    searched: &mut [Searched<16>; WIDE],
+) {
+    let wide = l.wide();
+    let squares = if importance.is_some() { sums_of_squares(l, xs) } else { [0.0; WIDE] };
+    for first in (0..xs.len()).step_by(B) {
+        let mut numbers = [0; B];
+        let (mut columns, mut weights) = ([[wide.splat(0.0); 16]; B], [[wide.splat(0.0); 16]; B]);
+        for b in 0..B {
+            // After the last one the last again.
+            numbers[b] = (first + b).min(xs.len() - 1);
+            let x = &xs[numbers[b]];
+            columns[b] = sub_block_columns(l, [&x[..128], &x[128..]]);
+            weights[b] = columns[b];
+            match importance {
+                Some(im) => {
+                    let (first, last) = im.of(numbers[b]).split_at(128);
+                    let sigma2 = wide.splat(squares[numbers[b]] / 256.0);
+                    weigh(wide, &mut weights[b], &sub_block_columns(l, [first, last]), sigma2);
+                }
+                None => {
+                    for v in &mut weights[b] {
+                        *v = wide.abs(*v);
+                    }
+                }
+            }
+        }
+        // Two calls, so that each knows how it judges.
+        let found = match importance {
+            Some(_) => lane_search::make_qkx_quants(wide, AffineSearch::weighted(3), &columns, &weights),
+            None => lane_search::make_qkx_quants(wide, Q2_K_SEARCH, &columns, &weights),
+        };
+        for (found, k) in found.iter().zip(numbers) {
+            Searched::store(l, found, &mut searched[k..=k]);
+        }
     }
 }

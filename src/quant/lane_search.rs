@@ -81,9 +81,9 @@ pub(super) fn make_qkx_quants<L: Vector, const N: usize, const B: usize>(
             best[b] = best[b] + w[b][i] * deviation(l, s, found[b].scale * code + min[b] - x[b][i]);
         }
     }
+    let mut codes = [[zero; N]; B];
     for step in 0..=s.steps {
         let range = l.splat(s.rmin + s.rdelta * step as f32 + s.nmax as f32);
-        let mut codes = [[zero; N]; B];
         let mut iscale = [zero; B];
         let (mut sum_l, mut sum_l2, mut sum_xl) = ([zero; B], [zero; B], [zero; B]);
         for b in 0..B {

@@ -1,9 +1,9 @@
-//! Eight independent blocks at a time, each lane in the scalar order of operations.
+//! Eight or sixteen independent blocks at a time, each lane in the scalar order of operations.
 //!
-//! A kernel is written once over [`Lanes`] and compiled for each instruction set; a value of a `Lanes` type
-//! proves that the CPU has it, so every method is safe. A kernel implements [`Kernel`] on an empty type, and
-//! [`run`] enters it: that function's `target_feature` covers everything below, because everything below is
-//! `inline(always)`. (Closures cannot be: kernels use none.)
+//! A kernel is written once over [`Lanes`], its searches over any [`Vector`], and compiled for each instruction set;
+//! a value of such a type proves that the CPU has it, so every method is safe. A kernel implements [`Kernel`] on an
+//! empty type, and [`run`] enters it: that function's `target_feature` covers everything below, because everything
+//! below is `inline(always)`. (Closures cannot be: kernels use none.)
 //!
 //! No operation fuses, reassociates or flushes denormals to zero, so none can slip into a quantizer.
 
@@ -50,6 +50,10 @@ pub(crate) trait Vector: Copy + Debug + 'static {
 
     /// How many lanes.
     const WIDTH: usize;
+
+    /// Whether a search in which everything waits for the sum before keeps only some of the units busy, so that two
+    /// vectors in turns take less time than one after the other.
+    const HAS_IDLE_UNITS: bool = false;
 
     /// The same number in every lane.
     fn splat(self, v: f32) -> Self::F32;

@@ -12,22 +12,25 @@ pub(crate) struct Portable;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Array<T>([T; LANES]);
 
+// Without loops, which the compiler would only have to unroll again, and that takes it minutes.
+
 #[inline(always)]
-fn map<T: Copy, U: Copy + Default>(a: Array<T>, f: impl Fn(T) -> U) -> Array<U> {
-    let mut out = [U::default(); LANES];
-    for (out, a) in out.iter_mut().zip(a.0) {
-        *out = f(a);
-    }
-    Array(out)
+fn map<T: Copy, U>(Array(a): Array<T>, f: impl Fn(T) -> U) -> Array<U> {
+    Array([f(a[0]), f(a[1]), f(a[2]), f(a[3]), f(a[4]), f(a[5]), f(a[6]), f(a[7])])
 }
 
 #[inline(always)]
-fn zip<T: Copy, U: Copy, V: Copy + Default>(a: Array<T>, b: Array<U>, f: impl Fn(T, U) -> V) -> Array<V> {
-    let mut out = [V::default(); LANES];
-    for (out, (a, b)) in out.iter_mut().zip(a.0.into_iter().zip(b.0)) {
-        *out = f(a, b);
-    }
-    Array(out)
+fn zip<T: Copy, U: Copy, V>(Array(a): Array<T>, Array(b): Array<U>, f: impl Fn(T, U) -> V) -> Array<V> {
+    Array([
+        f(a[0], b[0]),
+        f(a[1], b[1]),
+        f(a[2], b[2]),
+        f(a[3], b[3]),
+        f(a[4], b[4]),
+        f(a[5], b[5]),
+        f(a[6], b[6]),
+        f(a[7], b[7]),
+    ])
 }
 
 macro_rules! operator {
@@ -71,6 +74,11 @@ impl Not for Mask {
     fn not(self) -> Self {
         Mask(map(self.0, |v| !v))
     }
+}
+
+#[inline(always)]
+fn column(r: [Array<f32>; LANES], i: usize) -> Array<f32> {
+    Array([r[0].0[i], r[1].0[i], r[2].0[i], r[3].0[i], r[4].0[i], r[5].0[i], r[6].0[i], r[7].0[i]])
 }
 
 #[inline(always)]
@@ -159,11 +167,8 @@ impl Vector for Portable {
     }
     #[inline(always)]
     fn bits(self, mask: Mask) -> u32 {
-        let mut bits = 0;
-        for (i, v) in mask.0.0.iter().enumerate() {
-            bits |= (*v as u32 & 1) << i;
-        }
-        bits
+        let Array(b) = zip(mask.0, Array([1, 2, 4, 8, 16, 32, 64, 128]), |v, bit| v as u32 & bit);
+        b[0] | b[1] | b[2] | b[3] | b[4] | b[5] | b[6] | b[7]
     }
 }
 
@@ -184,13 +189,16 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn transpose(self, rows: [Array<f32>; LANES]) -> [Array<f32>; LANES] {
-        let mut out = rows;
-        for (i, column) in out.iter_mut().enumerate() {
-            for (j, row) in rows.iter().enumerate() {
-                column.0[j] = row.0[i];
-            }
-        }
-        out
+        [
+            column(rows, 0),
+            column(rows, 1),
+            column(rows, 2),
+            column(rows, 3),
+            column(rows, 4),
+            column(rows, 5),
+            column(rows, 6),
+            column(rows, 7),
+        ]
     }
     #[inline(always)]
     fn f16_bits(self, v: Array<f32>) -> Array<i32> {
@@ -223,9 +231,9 @@ impl Lanes for Portable {
     #[inline(always)]
     fn store_u8x32(self, v: [Array<i32>; 4]) -> [u8; 32] {
         let mut out = [0; 32];
-        for (bytes, v) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(v) {
-            *bytes = self.store_u8(v);
-        }
+        let (bytes, _) = out.as_chunks_mut::<LANES>();
+        (bytes[0], bytes[1]) = (self.store_u8(v[0]), self.store_u8(v[1]));
+        (bytes[2], bytes[3]) = (self.store_u8(v[2]), self.store_u8(v[3]));
         out
     }
     #[inline(always)]

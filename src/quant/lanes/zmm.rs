@@ -57,6 +57,7 @@ impl Vector for Zmm {
     type Mask = Mask;
 
     const WIDTH: usize = 16;
+    const HAS_IDLE_UNITS: bool = true;
 
     methods! {
         fn splat(v: f32) -> F32 = F32(_mm512_set1_ps(v));
