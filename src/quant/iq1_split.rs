@@ -16,10 +16,10 @@
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::iq1::{DOWN, IQ1_M, IQ1_S, Iq1, Split, UP};
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, Vector};
 
 /// `sumqx` and `sumq2`.
-type Pair<L> = (<L as Lanes>::F32, <L as Lanes>::F32);
+type Pair<L> = (<L as Vector>::F32, <L as Vector>::F32);
 
 /// A type of which eight sub-blocks are searched at once.
 pub(super) trait InLanes<const N: usize>: Iq1<N> {
