@@ -249,9 +249,9 @@ impl<L: Vector, const N: usize, const B: usize> SymmetricSearch<'_, L, N, B> {
         let zero = l.splat(0.0);
         let (low, high) = (l.splat(-self.nmax as f32), l.splat((self.nmax - 1) as f32));
         let range = l.splat(-(self.nmax as f32 + 0.1 * step as f32));
-        let (mut sumlx, mut suml2, mut iscale) = ([zero; B], [zero; B], [zero; B]);
-        for b in 0..B {
-            iscale[b] = range / self.max[b];
+        let (mut sumlx, mut suml2, mut iscale) = ([zero; B], [zero; B], [range; B]);
+        for (iscale, max) in iscale.iter_mut().zip(self.max) {
+            *iscale = *iscale / max;
         }
         for i in 0..N {
             for b in 0..B {
