@@ -8,10 +8,11 @@ use std::fmt;
 pub struct Shape(Vec<u64>);
 
 impl Shape {
-    /// A shape from its dimensions, slowest first. `None` when the number of elements overflows `u64`.
+    /// A shape from its dimensions, slowest first. `None` when the number of elements overflows `u64`, or would
+    /// without the dimensions that are zero: so no product of some dimensions overflows.
     pub fn new(dims: impl Into<Vec<u64>>) -> Option<Self> {
         let dims = dims.into();
-        dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d))?;
+        dims.iter().filter(|&&d| d > 0).try_fold(1u64, |n, &d| n.checked_mul(d))?;
         Some(Shape(dims))
     }
 
@@ -50,9 +51,14 @@ impl Shape {
         self.0.last().copied().unwrap_or(1)
     }
 
-    /// Number of rows: the product of all dimensions but the fastest.
+    /// Number of rows: the product of all dimensions but the fastest. There are none of no elements, whatever a file
+    /// says of their number.
     pub fn rows(&self) -> u64 {
-        self.0.split_last().map_or(1, |(_, rest)| rest.iter().product())
+        match self.0.split_last() {
+            Some((0, _)) => 0,
+            Some((_, rest)) => rest.iter().product(),
+            None => 1,
+        }
     }
 }
 
@@ -81,7 +87,7 @@ mod tests {
 
     #[test]
     fn rows_times_row_length_is_the_number_of_elements() {
-        for dims in [vec![], vec![7], vec![3, 4], vec![2, 3, 4], vec![0, 4]] {
+        for dims in [vec![], vec![7], vec![3, 4], vec![2, 3, 4], vec![0, 4], vec![0], vec![4, 0, 4]] {
             let s = Shape::new(dims).unwrap();
             assert_eq!(s.rows() * s.row_len(), s.elements(), "{s}");
         }
@@ -90,5 +96,11 @@ mod tests {
     #[test]
     fn an_overflowing_shape_is_refused() {
         assert!(Shape::new([u64::MAX, 2]).is_none());
+        assert!(Shape::new([u64::MAX, 0, 2]).is_none());
+    }
+
+    #[test]
+    fn empty_rows_are_none() {
+        assert_eq!(Shape::new([1 << 60, 0]).unwrap().rows(), 0);
     }
 }

@@ -50,9 +50,24 @@ fn target<'a>(key: &str, imatrix: &'a Complete) -> (QuantName, Option<&'a dyn Im
 
 #[test]
 fn every_tensor_gets_llama_cpps_type() {
-    let goldens = json("fixtures/mixtures/goldens.json");
-    let models = json("fixtures/mixtures/models.json");
-    assert!(models.len() >= 30 && models.keys().eq(goldens.keys()));
+    let checked = compare("fixtures/mixtures");
+    assert!(checked > 1800, "only {checked} mixtures were compared");
+}
+
+/// As many more as `mixture.py random` makes: `MIXTURES` is the folder that it wrote.
+#[test]
+fn every_tensor_of_random_models_gets_llama_cpps_type() {
+    match std::env::var("MIXTURES") {
+        Ok(folder) => println!("{} mixtures of {folder} are llama.cpp's", compare(&folder)),
+        Err(_) => eprintln!("SKIPPED: set MIXTURES to a folder of tests/oracle/mixture.py to compare random models"),
+    }
+}
+
+/// Compares the choices for a folder's models with its goldens; answers how many plans were compared.
+fn compare(folder: &str) -> usize {
+    let goldens = json(&format!("{folder}/goldens.json"));
+    let models = json(&format!("{folder}/models.json"));
+    assert!(!models.is_empty() && models.keys().eq(goldens.keys()));
     let options = QuantOptions { allow_requantize: true, ..QuantOptions::default() };
     let mut checked = 0;
     for (name, description) in &models {
@@ -79,7 +94,7 @@ fn every_tensor_gets_llama_cpps_type() {
             checked += 1;
         }
     }
-    assert!(checked > 1800, "only {checked} mixtures were compared");
+    checked
 }
 
 #[test]

@@ -15,6 +15,8 @@ use std::fmt::Write;
 use to_gguf::quant::{Engine, GgmlType, ImatrixRule, QuantError, dequantize_rows, quantize_rows_with};
 
 const HASHES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/quant_hashes.txt");
+/// By `tests/oracle/dequantize.py`, of llama.cpp's decoders and of PyPI gguf's.
+const DECODED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/dequantize_hashes.txt");
 const HEADER: &str = "\
 # type, importance matrix, SHA-256 of its blocks over the rows of tests/common/rows.rs (all kinds, seed = row count)
 # made by the scalar reference; equal to libggml-base.so of @node-llama-cpp/linux-x64 3.22.1 (llama.cpp 0.5.0)
@@ -51,7 +53,11 @@ fn hash(ty: GgmlType, with_imatrix: bool, encode: impl Fn(&[f32], usize, Option<
             }
         }
     }
-    hash.finalize().iter().fold(String::new(), |mut hex, b| {
+    hex(hash.finalize())
+}
+
+fn hex(digest: impl AsRef<[u8]>) -> String {
+    digest.as_ref().iter().fold(String::new(), |mut hex, b| {
         write!(hex, "{b:02x}").expect("a string grows");
         hex
     })
@@ -90,6 +96,37 @@ fn the_bytes_are_the_committed_ones_on_every_engine() {
             let got = line(ty, with, &theirs);
             assert!(committed.lines().any(|l| l == got), "llama.cpp: not in fixtures/quant_hashes.txt: {got}");
         }
+    }
+}
+
+/// `random_bytes` of `tests/oracle/dequantize.py`: SplitMix64, little-endian.
+fn random_bytes(seed: u64, n: usize) -> Vec<u8> {
+    let word = |i: u64| {
+        let z = seed.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)).to_le_bytes()
+    };
+    (1..).flat_map(word).take(n).collect()
+}
+
+#[test]
+fn every_pattern_of_bits_decodes_to_the_committed_values() {
+    let committed = std::fs::read_to_string(DECODED).expect("fixtures/dequantize_hashes.txt");
+    let committed: Vec<_> =
+        committed.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_once(' ')).collect();
+    assert_eq!(committed.len(), 27, "25 block types and two floats");
+    for (name, want) in committed {
+        let ty = GgmlType::from_name(name).expect("a type");
+        let g = ty.geometry();
+        let blocks = if g.elements > 1 { 4096 } else { 1 << 17 };
+        let bytes = random_bytes(ty as u64, blocks * g.bytes as usize);
+        let mut values = vec![0.0; blocks * g.elements as usize];
+        dequantize_rows(ty, &bytes, values.len() / 16, &mut values).expect("sizes fit");
+        // What a NaN carries beyond being one is not defined: llama.cpp's decoders differ in it among themselves.
+        let bits: Vec<u8> =
+            values.iter().flat_map(|v| if v.is_nan() { 0x7fc0_0000 } else { v.to_bits() }.to_le_bytes()).collect();
+        assert_eq!(hex(Sha256::digest(&bits)), want, "{ty} decodes otherwise than llama.cpp");
     }
 }
 

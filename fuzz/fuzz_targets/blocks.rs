@@ -1,6 +1,6 @@
 //! Any bytes as blocks of any type: they decode, and what they decode to is encoded alike by every engine.
 //!
-//! `cargo +nightly fuzz run blocks`. The first byte picks the type, the second the importance matrix.
+//! The first byte picks the type, the second the importance matrix.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -189,7 +189,7 @@ fn whole(
 ) -> Result<(), AdapterError> {
     let size = match target.shape().dims() {
         [d1, d2] => (1, *d1, *d2),
-        [experts, d1, d2] => (*experts, *d1, *d2),
+        [experts, d1, d2] if target.shape().elements() > 0 => (*experts, *d1, *d2),
         _ => {
             return Err(cx.refuse(
                 format!("LoRA on the parameter {module}.{parameter}"),

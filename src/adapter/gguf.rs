@@ -171,6 +171,9 @@ impl GgufLora {
             _ => return Err(missing("lora_b", "lora_a")),
         };
         let base = self.target(name, a, tensors)?;
+        if base.shape().elements() == 0 {
+            return Err(self.mismatch(a, name, base, "a tensor with elements".into()));
+        }
         let rank = b.recipe.shape().row_len();
         let scale = if self.alpha == 0.0 { 1.0 } else { self.alpha / rank.max(1) as f64 };
         let effect = match (base.shape().dims(), a.dims(), b.dims()) {

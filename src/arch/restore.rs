@@ -143,7 +143,8 @@ fn ways_to(
             None => vec![source(None)],
             Some(stack) => {
                 let count = stack.count.value(config)?;
-                if recipe.shape().dims().first() != Some(&count) {
+                // Of an empty tensor, the number of members is a mere claim.
+                if recipe.shape().dims().first() != Some(&count) || recipe.shape().elements() == 0 {
                     continue;
                 }
                 (0..count).map(|n| source(Some(n))).collect()

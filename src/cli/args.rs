@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::ollama::chat::Role;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::device::Choice;
 
@@ -173,18 +173,15 @@ pub(super) struct QuantizerArgs {
     /// Type of the token embeddings
     #[arg(long, value_name = "TYPE")]
     pub token_embedding_type: Option<String>,
-    /// Type of the tensors whose name matches; repeatable
-    #[arg(long, value_name = "REGEX=TYPE")]
-    pub tensor_type: Vec<String>,
-    /// File with REGEX=TYPE entries
-    #[arg(long, value_name = "FILE")]
-    pub tensor_type_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tensor_types: TensorTypeArgs,
     /// Set a metadata key (TYPE: int, float, bool, str); repeatable
     #[arg(long, value_name = "KEY=TYPE:VALUE")]
     pub override_kv: Vec<String>,
     /// Leave out these layers, comma-separated
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    pub prune_layers: Vec<u32>,
+    #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
+    pub prune_layers: Vec<String>,
     /// Use the importance matrix only for tensors whose name contains this; repeatable
     #[arg(long, value_name = "NAME", conflicts_with = "exclude_weights")]
     pub include_weights: Vec<String>,
@@ -197,6 +194,65 @@ pub(super) struct QuantizerArgs {
     /// Allow requantizing tensors that are quantized already, at a loss
     #[arg(long)]
     pub allow_requantize: bool,
+}
+
+/// `--tensor-type` and `--tensor-type-file` in the order in which they were given: the first rule that matches a name
+/// decides, so their order among each other matters.
+#[derive(Debug, Default)]
+pub(super) struct TensorTypeArgs(pub Vec<TensorTypeArg>);
+
+/// A rule, or a file of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum TensorTypeArg {
+    /// `REGEX=TYPE`.
+    Rule(String),
+    /// A file with such rules between white space.
+    File(PathBuf),
+}
+
+impl TensorTypeArgs {
+    const RULE: &str = "tensor_type";
+    const FILE: &str = "tensor_type_file";
+}
+
+impl Args for TensorTypeArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let arg = |id: &'static str, long: &'static str| Arg::new(id).long(long).action(ArgAction::Append);
+        command
+            .arg(
+                arg(Self::RULE, "tensor-type")
+                    .value_name("REGEX=TYPE")
+                    .help("Type of the tensors whose name matches; repeatable, the first that matches decides"),
+            )
+            .arg(
+                arg(Self::FILE, "tensor-type-file")
+                    .value_name("FILE")
+                    .value_parser(clap::value_parser!(PathBuf))
+                    .help("File with REGEX=TYPE entries; repeatable"),
+            )
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for TensorTypeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut args = Self::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let rules = matches.get_many::<String>(Self::RULE).into_iter().flatten().cloned().map(TensorTypeArg::Rule);
+        let files = matches.get_many::<PathBuf>(Self::FILE).into_iter().flatten().cloned().map(TensorTypeArg::File);
+        let places = |id| matches.indices_of(id).into_iter().flatten();
+        let mut given: Vec<_> = places(Self::RULE).zip(rules).chain(places(Self::FILE).zip(files)).collect();
+        given.sort_by_key(|(place, _)| *place);
+        self.0 = given.into_iter().map(|(_, arg)| arg).collect();
+        Ok(())
+    }
 }
 
 /// Options of how the program runs.
@@ -367,6 +423,15 @@ mod tests {
     #[test]
     fn the_description_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rules_and_files_of_rules_keep_their_order() {
+        let args = "to-gguf --tensor-type a=f16 --tensor-type-file one --tensor-type=b=f16 --tensor-type-file=two";
+        let cli = Cli::try_parse_from(args.split(' ')).unwrap();
+        let rule = |s: &str| TensorTypeArg::Rule(s.into());
+        let file = |s: &str| TensorTypeArg::File(s.into());
+        assert_eq!(cli.convert.quantizer.tensor_types.0, [rule("a=f16"), file("one"), rule("b=f16"), file("two")]);
     }
 
     #[test]

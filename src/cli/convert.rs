@@ -1,10 +1,11 @@
 //! The default command: options to a request, a run with progress, a report.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::args::{ConvertArgs, MergeType, RunArgs, SaveMethod};
+use super::args::{ConvertArgs, MergeType, RunArgs, SaveMethod, TensorTypeArg};
 use super::ollama::{self, Way};
 use super::progress::Display;
 use super::{Interrupted, Usage, print};
@@ -14,7 +15,10 @@ use crate::device;
 use crate::gguf::{SplitLimit, SplitRule};
 use crate::ollama::Wishes;
 use crate::plan::PlanOptions;
-use crate::quant::{GgmlType, ImatrixFilter, KvOverride, QuantName, QuantOptions, TensorTypeRule, weight_type};
+use crate::quant::{
+    GgmlType, ImatrixFilter, KvOverride, OptionError, QuantName, QuantOptions, TensorTypeRule, parse_prune_layers,
+    weight_type,
+};
 use crate::report::Report;
 use crate::stream::{Settings, StreamError};
 
@@ -141,8 +145,7 @@ fn refuse_gguf_options(args: &ConvertArgs) -> Result<(), Usage> {
         ("--leave-output-tensor", q.leave_output_tensor),
         ("--output-tensor-type", q.output_tensor_type.is_some()),
         ("--token-embedding-type", q.token_embedding_type.is_some()),
-        ("--tensor-type", !q.tensor_type.is_empty()),
-        ("--tensor-type-file", q.tensor_type_file.is_some()),
+        ("--tensor-type and --tensor-type-file", !q.tensor_types.0.is_empty()),
         ("--override-kv", !q.override_kv.is_empty()),
         ("--prune-layers", !q.prune_layers.is_empty()),
         ("--keep-split", q.keep_split),
@@ -228,18 +231,30 @@ fn split(args: &ConvertArgs) -> Result<Option<SplitRule>, Usage> {
 /// The options that carry llama-quantize's names.
 fn quantizer(args: &ConvertArgs) -> Result<QuantOptions, Usage> {
     let q = &args.quantizer;
-    let usage = |option: &'static str| move |e: crate::quant::OptionError| Usage(format!("{option}: {e}"));
+    // Most of these errors name their option themselves.
+    let usage = |option: &'static str| {
+        move |e: OptionError| match e.to_string() {
+            words if words.starts_with(option) => Usage(words),
+            words => Usage(format!("{option}: {words}")),
+        }
+    };
     let kind = |name: &Option<String>, option| name.as_deref().map(weight_type).transpose().map_err(usage(option));
-    let mut tensor_types = q
-        .tensor_type
-        .iter()
-        .map(|r| TensorTypeRule::parse(r))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(usage("--tensor-type"))?;
-    if let Some(path) = &q.tensor_type_file {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Usage(format!("--tensor-type-file {}: cannot read: {e}", path.display())))?;
-        tensor_types.extend(TensorTypeRule::parse_list(&text).map_err(usage("--tensor-type-file"))?);
+    let mut tensor_types = Vec::new();
+    for given in &q.tensor_types.0 {
+        match given {
+            TensorTypeArg::Rule(rule) => {
+                tensor_types.push(TensorTypeRule::parse(rule).map_err(usage("--tensor-type"))?);
+            }
+            TensorTypeArg::File(path) => {
+                let about = |words: String| Usage(format!("--tensor-type-file {}: {words}", path.display()));
+                let text = std::fs::read_to_string(path).map_err(|e| about(format!("cannot read: {e}")))?;
+                tensor_types.extend(TensorTypeRule::parse_list(&text).map_err(|e| about(e.to_string()))?);
+            }
+        }
+    }
+    let mut prune_layers = BTreeSet::new();
+    for list in &q.prune_layers {
+        prune_layers.extend(parse_prune_layers(list).map_err(usage("--prune-layers"))?);
     }
     Ok(QuantOptions {
         pure: q.pure,
@@ -253,7 +268,7 @@ fn quantizer(args: &ConvertArgs) -> Result<QuantOptions, Usage> {
             .map(|r| KvOverride::parse(r))
             .collect::<Result<_, _>>()
             .map_err(usage("--override-kv"))?,
-        prune_layers: q.prune_layers.iter().copied().collect(),
+        prune_layers,
         allow_requantize: q.allow_requantize,
         keep_split: q.keep_split,
     })

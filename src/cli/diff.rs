@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::printable;
 use crate::gguf::{DiffReport, diff};
 
 /// Arguments of `diff`.
@@ -35,7 +36,7 @@ fn table(found: &DiffReport) -> String {
     let side = |v: &Option<String>| v.clone().unwrap_or_else(|| "missing".into());
     for k in &found.keys {
         let at = k.first_index.map(|i| format!("  (first difference at {i})")).unwrap_or_default();
-        line(format_args!("key    {}: {} | {}{at}", k.key, side(&k.a), side(&k.b)));
+        line(format_args!("key    {}: {} | {}{at}", printable(&k.key), side(&k.a), side(&k.b)));
     }
     if found.key_order_differs {
         line(format_args!("order  the keys stand in another order"));
@@ -64,7 +65,7 @@ fn table(found: &DiffReport) -> String {
                 v.cosine
             );
         }
-        line(format_args!("tensor {}: {words}", t.name));
+        line(format_args!("tensor {}: {words}", printable(&t.name)));
     }
     let verdict = if found.identical { "identical files" } else { "different files" };
     line(format_args!(

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use indicatif::{HumanBytes, HumanCount};
 
+use super::printable;
 use crate::gguf::{Inspection, inspect};
 
 /// Longest value that a line shows.
@@ -41,7 +42,7 @@ fn table(found: &Inspection, full: bool) -> String {
     line(format_args!(
         "{}  {}{}GGUF v{}, {} parameters, {}, {:.2} bits per weight",
         found.path.display(),
-        found.architecture.as_deref().map(|a| format!("{a}, ")).unwrap_or_default(),
+        found.architecture.as_deref().map(|a| format!("{}, ", printable(a))).unwrap_or_default(),
         found.file_type.as_deref().map(|t| format!("{t}, ")).unwrap_or_default(),
         found.version,
         HumanCount(found.parameters),
@@ -61,14 +62,14 @@ fn table(found: &Inspection, full: bool) -> String {
         if !full && value.chars().count() > WIDTH {
             value = value.chars().take(WIDTH - 3).chain("...".chars()).collect();
         }
-        line(format_args!("  {:<width$}  {:<8}  {value}", k.key, format!("{}{length}", k.kind)));
+        line(format_args!("  {:<width$}  {:<8}  {value}", printable(&k.key), format!("{}{length}", k.kind)));
     }
     line(format_args!("\n{} tensors", found.tensors.len()));
     let width = found.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
     for t in &found.tensors {
         line(format_args!(
             "  {:<width$}  {:<8} {:>11}  {:?}",
-            t.name,
+            printable(&t.name),
             t.kind,
             HumanBytes(t.bytes).to_string(),
             t.shape

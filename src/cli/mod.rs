@@ -12,6 +12,7 @@ mod print;
 mod progress;
 mod template;
 
+use std::borrow::Cow;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -25,7 +26,10 @@ const INTERRUPTED: u8 = 130;
 ///
 /// Exit status: 0 done; 1 failed, with one line `error: ...` on stderr; 2 wrong usage; 130 interrupted.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse_arguments(&error),
+    };
     start_log(cli.convert.run.verbose);
     let result = match cli.command {
         Some(Command::Inspect(args)) => inspect::run(&args),
@@ -51,6 +55,21 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// Words clap's answer to arguments that it does not understand as one line, its tips included. `--help` and
+/// `--version` come this way, too.
+fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A reader that has seen enough and closed the pipe is no failure.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let (message, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let tips = rest.lines().filter_map(|line| line.trim().strip_prefix("tip: ")).map(|tip| format!("; {tip}"));
+    eprintln!("{}{}; to-gguf --help lists what can be given", one_line(message), tips.collect::<String>());
+    ExitCode::from(2)
+}
+
 /// Options that contradict each other or that this version does not have: wrong usage, exit status 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -63,7 +82,18 @@ struct Interrupted;
 
 /// An error's text without line breaks, so that a failure is one line.
 fn one_line(text: &str) -> String {
-    text.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+    let line = text.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+    printable(&line).into_owned()
+}
+
+/// A name from a file, its control characters written as escapes: it must not move the terminal's cursor or begin a
+/// line of its own.
+fn printable(name: &str) -> Cow<'_, str> {
+    if !name.contains(char::is_control) {
+        return name.into();
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    name.chars().map(escaped).collect::<String>().into()
 }
 
 /// Writes a result to stdout. A reader that has seen enough and closed the pipe is no failure.

@@ -12,6 +12,8 @@ use crate::shape::Shape;
 pub enum GgufError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: the file is empty; download or copy it again", path.display())]
+    Empty { path: PathBuf },
     #[error("{}: not a GGUF file (it begins with {magic:02x?}); give a file that llama.cpp's tools or to-gguf wrote", path.display())]
     NotGguf { path: PathBuf, magic: Vec<u8> },
     #[error("{}: a big-endian GGUF (its version reads {version:#x}); convert it with gguf-py's gguf_convert_endian first", path.display())]

@@ -5,6 +5,7 @@
 //! apart from every other tensor's. Reads are positional, so one open file serves all threads.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -244,9 +245,13 @@ impl Header {
         }
         let mut r = Cursor { path, file: &file, size: info.len(), pos: 0, buffer: Vec::new(), at: 0 };
 
-        let mut magic = [0; 4];
-        if r.size < 4 || r.fill(&mut magic, "the magic").is_err() || magic != *b"GGUF" {
-            return Err(GgufError::NotGguf { path: path.into(), magic: magic.into() });
+        if r.size == 0 {
+            return Err(GgufError::Empty { path: path.into() });
+        }
+        let mut magic = vec![0; r.size.min(4) as usize];
+        r.fill(&mut magic, "the magic")?;
+        if magic != b"GGUF" {
+            return Err(GgufError::NotGguf { path: path.into(), magic });
         }
         let version = r.u32("the version")?;
         match version {
@@ -329,7 +334,7 @@ fn read_array(r: &mut Cursor<'_>, key: &str, depth: u32) -> Result<Array, GgufEr
     let what = format!("the array of key '{key}'");
     let id = r.u32(&what)?;
     let n = r.u64(&what)?;
-    r.cap(&format!("the length of {what}"), n, MAX_ARRAY)?;
+    r.cap(format_args!("the length of {what}"), n, MAX_ARRAY)?;
     /// Numbers of one type, read through a small buffer.
     macro_rules! numbers {
         ($variant:ident, $t:ty) => {{
@@ -404,9 +409,9 @@ fn read_tensor(r: &mut Cursor<'_>, alignment: u64) -> Result<GgufTensor, GgufErr
     let Some(kind) = GgmlType::from_id(id) else {
         return Err(GgufError::TensorType { path: path.into(), tensor: name, id });
     };
-    // The product is taken without zeros, so that no order of the dimensions can hide an overflow.
-    let nonzero: Vec<u64> = ne.iter().copied().filter(|&n| n > 0).collect();
+    // As in ggml, zeros are no way to hide an overflow.
     let overflow = || GgufError::Overflow { path: path.into(), tensor: name.clone(), ne: ne.clone() };
+    let nonzero: Vec<u64> = ne.iter().copied().filter(|&n| n > 0).collect();
     if Shape::new(nonzero).is_none_or(|s| s.elements() > i64::MAX as u64) {
         return Err(overflow());
     }
@@ -477,9 +482,9 @@ impl Cursor<'_> {
         if bytes > self.left() { Err(self.truncated(what, bytes)) } else { Ok(()) }
     }
 
-    fn cap(&self, what: &str, value: u64, limit: u64) -> Result<(), GgufError> {
+    fn cap(&self, what: impl Display, value: u64, limit: u64) -> Result<(), GgufError> {
         if value > limit {
-            return Err(GgufError::TooLarge { path: self.path.into(), what: what.into(), value, limit });
+            return Err(GgufError::TooLarge { path: self.path.into(), what: what.to_string(), value, limit });
         }
         Ok(())
     }
@@ -520,7 +525,7 @@ impl Cursor<'_> {
 
     fn string(&mut self, what: &str, limit: u64) -> Result<BString, GgufError> {
         let len = self.u64(what)?;
-        self.cap(&format!("the length of {what}"), len, limit)?;
+        self.cap(format_args!("the length of {what}"), len, limit)?;
         self.need(what, len)?;
         let mut bytes = vec![0; len as usize];
         self.fill(&mut bytes, what)?;

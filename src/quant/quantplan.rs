@@ -121,6 +121,11 @@ pub enum QuantPlanError {
     NoSuchLayer { layer: u32, last: i64 },
     #[error("pruning leaves no tensor in part {} of the model; leave --keep-split out", part + 1)]
     EmptyPart { part: usize },
+    #[error(
+        "--override-kv {key}: the model has no {missing}, which llama.cpp wants under that name; \
+         leave the architecture as it is, or set the keys"
+    )]
+    Architecture { key: &'static str, missing: String },
     #[error("the model has no tensors; give a whole model")]
     NoTensors,
 }
@@ -155,6 +160,7 @@ impl QuantPlan {
                 seen.set(o.key.clone(), o.value.clone());
             }
         }
+        check_architecture(metadata, &seen)?;
         let facts = ModelFacts::of(&seen);
         let chooser = Chooser { facts: &facts, target, options, has_imatrix: imatrix.is_some() };
         let mut plan = chooser.decide(tensors, &kept)?;
@@ -366,6 +372,21 @@ impl Chooser<'_> {
 
 fn ragged(name: &str, row: u64, kind: GgmlType) -> QuantPlanError {
     QuantPlanError::RaggedRow { tensor: name.to_owned(), row, kind, block: kind.geometry().elements }
+}
+
+/// Refuses an architecture that the user sets and the model has no keys for: llama.cpp cannot load such a model.
+fn check_architecture(own: &Metadata, seen: &Metadata) -> Result<(), QuantPlanError> {
+    const KEY: &str = "general.architecture";
+    let arch = |m: &Metadata| m.get(KEY).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let wanted = arch(seen);
+    if wanted == arch(own) {
+        return Ok(());
+    }
+    let keys = ["context_length", "embedding_length", "block_count"].map(|key| format!("{wanted}.{key}"));
+    match keys.into_iter().find(|key| seen.get(key).is_none()) {
+        Some(missing) => Err(QuantPlanError::Architecture { key: KEY, missing }),
+        None => Ok(()),
+    }
 }
 
 /// The dimensions that llama.cpp writes: slow ones of 1 are dropped, one is always left (`ggml_n_dims`).

@@ -8,7 +8,9 @@ and then
   peft     merged into the model's f32 GGUF, by tensor: the bytes of merging into the folder
   lora     the GGUF adapter that convert_lora_to_gguf.py makes, merged into the f32 GGUF and into the folder: the same
            bytes (llama.cpp refuses some adapters of experts and fused layers: those lines say so)
-Needs torch, transformers, peft and gguf.
+  run      with NODE_LLAMA: llama.cpp runs the base with that adapter (its --lora) and our merged file; the largest KL
+           divergence over a prompt, and how far the adapter moves the answers at all
+Needs torch, transformers, peft and gguf; g++ for `run`.
 """
 import os, shutil, subprocess, sys, warnings
 
@@ -64,6 +66,35 @@ def compare(a, b, base):
     return f"{len(a)} tensors equal, {changed} of them merged"
 
 
+def build():
+    """lora_logits.cpp against the libraries in NODE_LLAMA."""
+    node, llama, exe = os.environ["NODE_LLAMA"], os.environ["LLAMA_CPP"], f"{WORK}/lora_logits"
+    libs = [next(os.path.join(node, f) for f in sorted(os.listdir(node)) if f.startswith(s) and f.endswith(".so")) for s in ("libllama.v", "libggml.v", "libggml-base")]
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lora_logits.cpp")
+    subprocess.run(["g++", "-O1", "-std=c++17", f"-I{llama}/include", f"-I{llama}/ggml/include", source, "-o", exe, *libs, f"-Wl,-rpath,{node}"], check=True)
+    return exe
+
+
+def logits(exe, model, *adapters):
+    out = f"{WORK}/logits.f32"
+    ids = [int(i) for i in torch.randint(4, 200, (40,), generator=torch.Generator().manual_seed(1))]
+    r = subprocess.run([exe, model, " ".join(map(str, ids)), out, *adapters], capture_output=True, text=True)
+    if r.returncode:
+        return (r.stderr.strip().splitlines() or [f"exit {r.returncode}"])[-1][:140]
+    return torch.log_softmax(torch.from_numpy(np.fromfile(out, np.float32).reshape(len(ids), -1)).double(), -1)
+
+
+def run(exe, base, lora, merged):
+    applied, file, bare = logits(exe, base, lora), logits(exe, merged), logits(exe, base)
+    for x in (applied, file, bare):
+        if isinstance(x, str):
+            return f"llama.cpp: {x}"
+    kl = lambda p, q: float((p.exp() * (p - q)).sum(-1).max())
+    return f"KL {kl(applied, file):.1e}; the adapter moves the answers by {kl(applied, bare):.1e}"
+
+
+os.makedirs(WORK, exist_ok=True)
+EXE = build() if os.environ.get("NODE_LLAMA") else None
 for model in sys.argv[3:]:
     name = os.path.basename(model.rstrip("/"))
     at = lambda s: f"{WORK}/{name}{s}"
@@ -82,6 +113,8 @@ for model in sys.argv[3:]:
         print(f"{name:12} lora  {error or compare(at('.a.gguf'), at('.b.gguf'), at('.base.gguf'))}", flush=True)
         if not error:
             print(f"{name:12} both  {compare(at('.folder.gguf'), at('.a.gguf'), at('.base.gguf'))}", flush=True)
+            if EXE:
+                print(f"{name:12} run   {run(EXE, at('.base.gguf'), at('.lora.gguf'), at('.a.gguf'))}", flush=True)
     for s in [".base.gguf", ".folder.gguf", ".gguf.gguf", ".a.gguf", ".b.gguf"]:
         if os.path.exists(at(s)) and not os.environ.get("KEEP"):
             os.remove(at(s))

@@ -2,6 +2,7 @@
 """Which type llama.cpp gives every tensor of many model shapes, under every file type, with and without an imatrix.
 
   mixture.py write          writes fixtures/mixtures/models.json and goldens.json
+  mixture.py random DIR COUNT [SEED]      the same for random models, for `MIXTURES=DIR cargo test --test mixtures`
   mixture.py dump MODEL FTYPE [+imatrix]      one tensor per line, with its type
 
 Headers of the shapes below are written by gguf-py into sparse files; llama_model_quantize runs on them with dry_run,
@@ -196,6 +197,34 @@ def models():
     return m
 
 
+def random_models(count, seed):
+    """Shapes that no model has: layers, grouped heads, experts and odd dimensions at random, of a known architecture."""
+    import random
+    r, m, known = random.Random(seed), {}, models()
+    for i in range(count):
+        layers, d = r.choice([1, 2, 3, 7, 16, 24, 31, 40, 60, 68, 80, 96]), r.choice([32, 40, 64, 80, 128, 256])
+        heads = r.choice([1, 2, 6, 8, 16, 32, 64]); kv = r.choice([k for k in (1, 2, 4, 8, 16, 32, 64) if heads % k == 0])
+        embd, ff = r.choice([heads * d, 288, 1000, 1024, 2304, 4096, 4100]), r.choice([900, 1408, 2048, 2880, 11008, 14336])
+        shape = (layers, embd, heads, kv, ff, r.choice([1000, 32000]))
+        kind = r.random()
+        if kind < 0.4:
+            arch = r.choice(["llama", "qwen2", "qwen3", "olmo", "jais2", "gemma2", "phi3", "starcoder2"])
+            eps = "layer_norm_rms_epsilon" if arch in ("llama", "qwen2", "qwen3", "gemma2", "phi3") else "layer_norm_epsilon"
+            extra = {"attention.sliding_window": 4096} if arch == "gemma2" else {}
+            model = dense(arch, *shape, tied=r.random() < 0.4, head_dim=d, bias=r.random() < 0.3, eps=eps, **extra)
+        elif kind < 0.75:
+            model = moe(r.choice(["llama", "qwen3moe"]), *shape, r.choice([2, 3, 4, 8, 8, 16, 128]), 1, head_dim=d, kind=r.choice(["BF16", "F16", "F32"]))
+        else:  # a known model with other heads and experts: keys alone decide
+            arch, keys, tensors = known[r.choice(["falcon-7b", "mixtral-8x7b", "jamba-52b", "gpt-2", "bge-base", "gpt-oss-20b", "phi-3-mini", "llama-4-scout", "glm-4.5-air", "rwkv6-1.6b", "t5-small"])]
+            keys = dict(keys)
+            for key, values in (("attention.head_count_kv", [1, 2, 4, 8]), ("expert_count", [2, 4, 8, 32])):
+                if isinstance(keys.get(f"{arch}.{key}"), int) and keys[f"{arch}.{key}"]: keys[f"{arch}.{key}"] = r.choice(values)
+            if keys.get(f"{arch}.expert_count"): keys[f"{arch}.expert_used_count"] = 1
+            model = (arch, keys, tensors)
+        m[f"random-{seed}-{i}"] = model
+    return m
+
+
 def expand(model):
     for name, ne, kind, layers in model[2]:
         for i in range(*layers) if layers else [None]:
@@ -293,15 +322,17 @@ def answers(job):
 
 
 def main():
-    all_models = models()
+    all_models, out_dir = models(), OUT
+    if sys.argv[1:2] == ["random"]:
+        out_dir, all_models = sys.argv[2], random_models(int(sys.argv[3]), int((sys.argv[4:] or ["1"])[0]))
     if sys.argv[1:2] == ["dump"]:
         name, key = sys.argv[2], sys.argv[3].upper() + ("+imatrix" if sys.argv[4:] else "")
         print(answers((name, all_models[name], key))[1][key], end="")
         return
-    if sys.argv[1:2] != ["write"]:
+    if sys.argv[1:2] not in (["write"], ["random"]):
         sys.exit(__doc__)
-    os.makedirs(OUT, exist_ok=True)
-    with open(os.path.join(OUT, "models.json"), "w") as f:
+    os.makedirs(out_dir, exist_ok=True)
+    with open(os.path.join(out_dir, "models.json"), "w") as f:
         rows = [json.dumps(n) + ": " + json.dumps(dict(architecture=a, keys=k, tensors=t), separators=(",", ":")) for n, (a, k, t) in all_models.items()]
         f.write("{\n" + ",\n".join(rows) + "\n}\n")
     goldens = {}
@@ -310,7 +341,7 @@ def main():
         for name, out in pool.map(answers, [(n, m, None) for n, m in all_models.items()]):
             goldens[name] = out
             print(name, len(out), file=sys.stderr)
-    with open(os.path.join(OUT, "goldens.json"), "w") as f:
+    with open(os.path.join(out_dir, "goldens.json"), "w") as f:
         f.write("{\n" + ",\n".join(json.dumps(n) + ": " + json.dumps(g, separators=(",", ":")) for n, g in goldens.items()) + "\n}\n")
 
 

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use safetensors::Dtype;
 
 use self::pickle::{Bytes, Machine, Object, Refusal, Value};
@@ -62,7 +63,7 @@ pub(super) fn open(file: WeightFile) -> Result<Contents, SourceError> {
     };
     let mut tensors = Vec::new();
     for (name, tensor) in named_tensors(&file, value, &machine)? {
-        tensors.push(place(&file, name, tensor, &storages)?);
+        tensors.push(place(&file, name.to_string(), tensor, &storages)?);
     }
     Ok(Contents { file, tensors, metadata: HashMap::new() })
 }
@@ -80,7 +81,7 @@ fn refused(file: &WeightFile, refusal: Refusal) -> SourceError {
 }
 
 /// Where a storage lies: its first byte and its length in bytes.
-type Storages = HashMap<String, (u64, u64)>;
+type Storages = HashMap<Arc<str>, (u64, u64)>;
 
 fn open_zip(file: &WeightFile) -> Result<(Value, Machine, Storages), SourceError> {
     let path = file.path();
@@ -127,7 +128,7 @@ fn open_zip(file: &WeightFile) -> Result<(Value, Machine, Storages), SourceError
     let program = read("data.pkl")?.unwrap_or_default();
     let (value, machine) = pickle::run(&mut &program[..]).map_err(|e| refused(file, e))?;
     let head = format!("{prefix}data/");
-    let storages = entries.into_iter().filter_map(|(n, p)| Some((n.strip_prefix(&head)?.to_string(), p))).collect();
+    let storages = entries.into_iter().filter_map(|(n, p)| Some((n.strip_prefix(&head)?.into(), p))).collect();
     Ok((value, machine, storages))
 }
 
@@ -211,7 +212,7 @@ fn open_legacy(file: &WeightFile) -> Result<(Value, Machine, Storages), SourceEr
         if end > file.size_bytes() {
             return Err(truncated(end));
         }
-        storages.insert(key.to_string(), (at + 8, end - at - 8));
+        storages.insert(key.into(), (at + 8, end - at - 8));
         at = end;
     }
     Ok((value, machine, storages))
@@ -219,7 +220,7 @@ fn open_legacy(file: &WeightFile) -> Result<(Value, Machine, Storages), SourceEr
 
 /// Bytes per element of every storage that the tensors name.
 fn storage_widths(machine: &Machine) -> HashMap<&str, u64> {
-    machine.storages().map(|s| (s.key.as_str(), s.dtype.map_or(1, |d| d.bitsize() as u64 / 8))).collect()
+    machine.storages().map(|s| (&*s.key, s.dtype.map_or(1, |d| d.bitsize() as u64 / 8))).collect()
 }
 
 /// The tensors of a state dict, in its order; a checkpoint's wrapper around it is opened.
@@ -227,7 +228,7 @@ fn named_tensors<'a>(
     file: &WeightFile,
     value: Value,
     machine: &'a Machine,
-) -> Result<Vec<(String, &'a pickle::Tensor)>, SourceError> {
+) -> Result<IndexMap<&'a str, &'a pickle::Tensor>, SourceError> {
     let Some(Object::Dict(items)) = machine.object(value) else {
         return Err(refuse(file, "does not hold a dictionary of tensors", RESAVE));
     };
@@ -248,17 +249,20 @@ fn tensors_of<'a>(
     file: &WeightFile,
     value: Value,
     machine: &'a Machine,
-) -> Result<Vec<(String, &'a pickle::Tensor)>, SourceError> {
+) -> Result<IndexMap<&'a str, &'a pickle::Tensor>, SourceError> {
     let Some(Object::Dict(items)) = machine.object(value) else {
         return Err(refuse(file, "does not hold a dictionary of tensors", RESAVE));
     };
-    let mut named = Vec::with_capacity(items.len());
+    // As in Python, a later entry of a name replaces an earlier one.
+    let mut named = IndexMap::new();
     for &(key, value) in items {
         let Some(name) = machine.text(key) else {
             return Err(refuse(file, "its dictionary has a key that is no text", RESAVE));
         };
         match machine.object(value) {
-            Some(Object::Tensor(tensor)) => named.push((name.to_string(), tensor)),
+            Some(Object::Tensor(tensor)) => {
+                named.insert(name, tensor);
+            }
             None | Some(Object::Text(_) | Object::Long(_)) => {}
             Some(_) => return Err(refuse(file, format!("its entry {name} is a container, not a tensor"), RESAVE)),
         }

@@ -5,8 +5,13 @@
 //! refer to each other by number, so that no nesting or cycle in a hostile file can exhaust the stack.
 
 use std::fmt;
+use std::sync::Arc;
 
 use safetensors::Dtype;
+
+/// Values that calls may copy out of other objects, all together: some for each of a million tensors. A pickle can
+/// name one long list again and again, each time in a few bytes.
+const MAX_COPIED: usize = 1 << 22;
 
 /// A value on the stack: a scalar, or the number of an object in the arena.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,7 +43,7 @@ pub(super) enum Global {
 /// An object of the arena.
 #[derive(Debug)]
 pub(super) enum Object {
-    Text(String),
+    Text(Arc<str>),
     /// An integer of more than eight bytes.
     Long(Vec<u8>),
     Tuple(Vec<Value>),
@@ -51,7 +56,7 @@ pub(super) enum Object {
 /// A storage: a run of elements in the file, by key.
 #[derive(Clone, Debug)]
 pub(super) struct Storage {
-    pub(super) key: String,
+    pub(super) key: Arc<str>,
     pub(super) dtype: Option<Dtype>,
     /// Elements (bytes, where untyped).
     pub(super) len: u64,
@@ -134,6 +139,7 @@ pub(super) struct Machine {
     stack: Vec<Value>,
     marks: Vec<usize>,
     memo: Vec<Option<Value>>,
+    copied: usize,
 }
 
 /// Runs one pickle to its STOP and gives its result with the arena that holds its objects.
@@ -301,7 +307,7 @@ impl Machine {
     fn push_text(&mut self, bytes: Vec<u8>) -> Result<(), Refusal> {
         match String::from_utf8(bytes) {
             Ok(s) => {
-                self.push(Object::Text(s));
+                self.push(Object::Text(s.into()));
                 Ok(())
             }
             Err(_) => damaged("a text is not UTF-8"),
@@ -385,7 +391,8 @@ impl Machine {
         if self.text(*kind) != Some("storage") {
             return Err(Refusal::Foreign(format!("a persistent object of kind {:?}", self.text(*kind).unwrap_or("?"))));
         }
-        let (Value::Global(Global::Storage(dtype)), Some(key), Some(len)) = (*class, self.text(*key), unsigned(*len))
+        let (Value::Global(Global::Storage(dtype)), Some(Object::Text(key)), Some(len)) =
+            (*class, self.object(*key), unsigned(*len))
         else {
             return damaged("a storage's parts have wrong types");
         };
@@ -397,17 +404,28 @@ impl Machine {
             Some(_) => return damaged("a storage view has too few parts"),
             None => None,
         };
-        Ok(Storage { key: key.to_string(), dtype, len, view })
+        Ok(Storage { key: key.clone(), dtype, len, view })
+    }
+
+    /// Counts the items of a value that is about to be copied.
+    fn copy(&mut self, value: Value) -> Result<(), Refusal> {
+        self.copied += self.items(value).map_or(0, <[Value]>::len);
+        if self.copied > MAX_COPIED {
+            return damaged(format!("it repeats lists of more than {MAX_COPIED} values"));
+        }
+        Ok(())
     }
 
     fn call(&mut self, function: Value, arguments: Value) -> Result<Value, Refusal> {
         let Value::Global(function) = function else { return damaged("it calls what is no function") };
-        let Some(arguments) = self.items(arguments).map(<[Value]>::to_vec) else {
+        // The functions below have at most seven arguments; what follows them is not looked at.
+        let Some(arguments) = self.items(arguments).map(|all| all.iter().take(16).copied().collect::<Vec<_>>()) else {
             return damaged("the arguments of a call are no tuple");
         };
         let object = match (function, arguments.as_slice()) {
             (Global::OrderedDict, []) => Object::Dict(Vec::new()),
             (Global::OrderedDict, [pairs]) => {
+                self.copy(*pairs)?;
                 let pair = |&p: &Value| match self.items(p) {
                     Some(&[k, v]) => Some((k, v)),
                     _ => None,
@@ -423,13 +441,18 @@ impl Machine {
                     (true, _) => return damaged("a tensor has no element type"),
                     (false, _) => None,
                 };
+                self.copy(*size)?;
+                self.copy(*stride)?;
                 Object::Tensor(self.tensor(*storage, *offset, *size, *stride, dtype)?)
             }
             (Global::RebuildParameter, [tensor, ..]) => match self.object(*tensor) {
                 Some(Object::Tensor(_)) => return Ok(*tensor),
                 _ => return damaged("a parameter is no tensor"),
             },
-            (Global::Size, [dims]) => Object::Tuple(self.items(*dims).unwrap_or_default().to_vec()),
+            (Global::Size, [dims]) => {
+                self.copy(*dims)?;
+                Object::Tuple(self.items(*dims).unwrap_or_default().to_vec())
+            }
             (Global::Device, _) => return Ok(Value::None),
             _ => return damaged(format!("a call of {function:?} has wrong arguments")),
         };
@@ -549,6 +572,17 @@ mod tests {
     #[test]
     fn a_list_that_holds_itself_does_no_harm() {
         run(&mut &b"\x80\x02]q\x00h\x00a."[..]).unwrap();
+    }
+
+    #[test]
+    fn a_long_list_that_is_named_again_and_again_is_refused_before_it_fills_memory() {
+        // A list of 2^14 values, which 2^14 calls of torch.Size copy: 5 bytes for each.
+        let mut program = b"\x80\x02](".to_vec();
+        program.extend(vec![b'N'; 1 << 14]);
+        program.extend(b"e\x85q\x00ctorch\nSize\nq\x01");
+        program.extend(b"h\x01h\x00R".repeat(1 << 14));
+        let refusal = run(&mut &program[..]).unwrap_err();
+        assert!(refusal.to_string().contains("repeats lists"), "{refusal}");
     }
 
     proptest! {
