@@ -3,7 +3,8 @@
 //! `CHAT_TEMPLATES=FOLDER` names what `tests/oracle/chat_templates.py` collected: a folder of `.jinja` files per
 //! source. `CHAT_TEMPLATES_ONLY=TEXT` narrows the run to files whose name holds the text and prints what stands in
 //! the way of each. `CHAT_TEMPLATES_DUMP=FILE` writes what the templates, and mutations of them, render to, for
-//! `tests/oracle/jinja2_equal.py`, which has jinja2 render the same.
+//! `tests/oracle/jinja2_equal.py`, which has jinja2 render the same. `CHAT_ANSWERS_DUMP=FILE` writes how their models
+//! answer, for `tests/oracle/ollama_answers.go`, which has Ollama's own code take the answers apart.
 
 #[path = "common/mutations.rs"]
 mod mutations;
@@ -15,9 +16,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use to_gguf::ollama::answers::{answers, tools};
 use to_gguf::ollama::infer::{Abilities, Scope};
 use to_gguf::ollama::jinja::ChatTemplate;
-use to_gguf::ollama::proof::{PROOF_DATE, held_out, translate_for};
+use to_gguf::ollama::proof::{PROOF_DATE, held_out, translate, translate_for};
+use to_gguf::ollama::recognise::Signposts;
 
 /// The rows of the table: a name, and the scope to be proven for a template of these abilities.
 type Row = (&'static str, fn(Scope) -> Option<Scope>);
@@ -167,4 +170,44 @@ fn renderings_for_jinja2() {
         }
     }
     println!("{renderings} renderings written");
+}
+
+/// Writes a line of JSON per template and answer: what is meant, the text, the TEMPLATE, and what we expect of Ollama.
+#[test]
+fn answers_for_ollama() {
+    let (Ok(folder), Ok(file)) = (std::env::var("CHAT_TEMPLATES"), std::env::var("CHAT_ANSWERS_DUMP")) else {
+        eprintln!("skipped: CHAT_ANSWERS_DUMP names no file to write answers to (see tests/oracle/ollama_answers.go)");
+        return;
+    };
+    let mut out = std::io::BufWriter::new(std::fs::File::create(file).unwrap());
+    for entry in entries(&folder) {
+        let Ok(template) = ChatTemplate::new(&entry.text, Some("<s>"), Some("</s>")) else { continue };
+        template.set_date(PROOF_DATE);
+        let Ok(abilities) = Abilities::discover(&template, true) else { continue };
+        if !abilities.scope.tools && !abilities.scope.thinking {
+            continue;
+        }
+        let proven = translate(&template, true).ok().and_then(|t| t.proven);
+        let signposts = Signposts::find(&template, &abilities, abilities.scope.tools);
+        for (sample, answer) in answers(&template, &abilities).into_iter().enumerate() {
+            let Some(answer) = answer else { continue };
+            let calls: Vec<_> =
+                answer.message.tool_calls.iter().map(|c| json!({"name": c.name, "arguments": c.arguments})).collect();
+            let line = json!({
+                "template": format!("{}/{}", entry.source, entry.name),
+                "sample": sample,
+                "go": proven.as_ref().map(|p| &p.template),
+                "tools": tools(),
+                "prompt": answer.prompt,
+                "text": answer.text,
+                "content": answer.message.content,
+                "thinking": answer.message.thinking,
+                "calls": calls,
+                "reads_calls": proven.as_ref().is_some_and(|p| p.signposts.call.is_some()),
+                "reads_thinking": proven.as_ref().is_some_and(|p| p.signposts.thinking.is_some()),
+                "parser": signposts.parser,
+            });
+            writeln!(out, "{line}").unwrap();
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! `model/parsers/parsers.go` know. Names that a release took back are left out.
 
 /// A name and the first release that knows it.
-type Name = (&'static str, [u32; 3]);
+pub(super) type Name = (&'static str, [u32; 3]);
 
 const RENDERERS: [Name; 26] = [
     ("qwen3-coder", [0, 12, 0]),
@@ -91,6 +91,11 @@ impl Builtin {
         };
         list.iter().find(|(known, _)| *known == name).map(|(_, version)| *version)
     }
+}
+
+/// Every parser and the first release that knows it.
+pub(super) fn parsers() -> impl Iterator<Item = Name> {
+    PARSERS.into_iter()
 }
 
 /// A version's three numbers; what is not there counts as 0.

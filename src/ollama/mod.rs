@@ -6,9 +6,10 @@
 //!
 //! [`infer`] turns that into a Go TEMPLATE, and [`proof`] runs both on conversations that inference did not see:
 //! the Jinja in [`jinja`], the TEMPLATE in [`go`] with Ollama's rules ([`render`]). [`Modelfile`] writes what was
-//! proven. [`grammar`] reads a Modelfile as Ollama does; [`store`] and [`api`] create the model from it, and
+//! proven; [`recognise`] sees to it that Ollama finds thinking and calls in the [`answers`]. [`grammar`] reads a Modelfile as Ollama does; [`store`] and [`api`] create the model from it, and
 //! [`check`] compares it with the GGUF.
 
+pub mod answers;
 pub mod api;
 mod builtin;
 pub mod chat;
@@ -24,6 +25,7 @@ mod modelfile;
 pub mod name;
 pub mod proof;
 pub mod python;
+pub mod recognise;
 pub mod render;
 pub mod stops;
 pub mod store;

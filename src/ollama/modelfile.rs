@@ -4,6 +4,7 @@ use super::chat::{Conversation, Dialect, Message, Role};
 use super::infer::{Abilities, Scope};
 use super::jinja::{ChatTemplate, Hooked, JsonView};
 use super::proof::translate;
+use super::recognise::{self, Signposts};
 use super::stops::{self, SpecialTokens};
 use serde_json::Value as Json;
 use std::fmt;
@@ -112,7 +113,7 @@ impl Modelfile {
             Some(source) if !source.trim().is_empty() => {
                 match ChatTemplate::new(source, input.chat.bos_token.as_deref(), input.chat.eos_token.as_deref()) {
                     Ok(template) => {
-                        let chat = file.add_template(&template, &input.chat);
+                        let chat = file.add_template(&template, input);
                         stop = chat.stops;
                         default_system = chat.system;
                     }
@@ -144,7 +145,8 @@ impl Modelfile {
     }
 
     /// Translates the chat template, proves the translation, and writes it if the proof succeeded.
-    fn add_template(&mut self, template: &ChatTemplate, chat: &ChatInput) -> ChatFacts {
+    fn add_template(&mut self, template: &ChatTemplate, input: &ModelfileInput) -> ChatFacts {
+        let chat = &input.chat;
         let tokens = SpecialTokens { special: chat.special_tokens.clone(), added: chat.added_tokens.clone() };
         let add_bos = chat.add_bos.unwrap_or(true);
         let translation = match translate(template, add_bos) {
@@ -185,6 +187,11 @@ impl Modelfile {
                     self.commands.push(Command::Comment(text));
                 }
                 self.commands.push(Command::Template(proven.template.clone()));
+                // For this architecture Ollama looks for these two and takes its harmony parser by itself.
+                let harmony = ["<|start|>", "<|end|>"].iter().all(|text| proven.template.contains(text));
+                if !(harmony && input.architecture.as_deref() == Some("gpt-oss")) {
+                    self.add_parser(&proven.signposts);
+                }
             }
             None => {
                 let why = translation.obstacles.last().map_or("no conversation to judge", |(_, why)| why.as_str());
@@ -192,6 +199,24 @@ impl Modelfile {
             }
         }
         facts
+    }
+
+    /// Names the built-in parser that reads the model's calls, or says that there is none.
+    fn add_parser(&mut self, signposts: &Signposts) {
+        if let Some(parser) = signposts.parser {
+            self.commands.push(Command::Comment(format!(
+                "The model does not call tools in JSON: Ollama's parser {parser} was seen to read such answers."
+            )));
+            self.commands.push(Command::Other("PARSER", parser.into()));
+            self.commands.extend(recognise::release_of(parser).map(|release| Command::Other("REQUIRES", release)));
+        }
+        if signposts.unread {
+            let text = format!(
+                "Ollama does not read this model's calls of tools from its answers and returns them as text. Without\nthe TEMPLATE, Ollama {RUNS_JINJA} and later read them as llama.cpp does."
+            );
+            self.notes.push(text.replace('\n', " "));
+            self.commands.push(Command::Comment(text));
+        }
     }
 
     /// Says that there is no TEMPLATE, and what follows from that.

@@ -5,6 +5,7 @@ use super::go::GoError;
 use super::infer::{Abilities, Scope, candidates};
 use super::jinja::ChatTemplate;
 use super::python::Date;
+use super::recognise::Signposts;
 use super::render::OllamaTemplate;
 use serde_json::{Value as Json, json};
 
@@ -40,6 +41,8 @@ pub struct Proven {
     pub scope: Scope,
     /// How many held-out conversations agreed.
     pub judged: usize,
+    /// What Ollama looks for in answers; the template says it.
+    pub signposts: Signposts,
 }
 
 /// The result of a translation.
@@ -100,12 +103,13 @@ pub fn translate(template: &ChatTemplate, add_bos: bool) -> Result<Translation, 
 /// Why there is no TEMPLATE that is proven, in words for the report.
 pub fn translate_for(template: &ChatTemplate, abilities: &Abilities, scope: Scope) -> Result<Proven, String> {
     let mut obstacle = None;
+    let signposts = Signposts::find(template, abilities, scope.tools);
     for candidate in candidates(template, abilities, scope) {
-        let why = match candidate {
+        let why = match candidate.map(|candidate| signposts.put_before(&candidate)) {
             Ok(candidate) => match prove(template, abilities, &candidate, scope) {
                 Ok(Proof { judged: 0, .. }) => "no conversation to judge".into(),
                 Ok(Proof { mismatch: Some(mismatch), .. }) => describe(&mismatch),
-                Ok(proof) => return Ok(Proven { template: candidate, scope, judged: proof.judged }),
+                Ok(proof) => return Ok(Proven { template: candidate, scope, judged: proof.judged, signposts }),
                 Err(error) => error.to_string(),
             },
             Err(why) => why,
@@ -167,7 +171,7 @@ fn text(n: usize) -> String {
     TEXTS[n % TEXTS.len()].to_owned()
 }
 
-fn sample_tools(count: usize) -> Vec<Json> {
+pub(super) fn sample_tools(count: usize) -> Vec<Json> {
     let all = [
         json!({"type": "function", "function": {"name": "get_weather", "description": "Tells the weather at a place.",
             "parameters": {"type": "object", "properties": {
