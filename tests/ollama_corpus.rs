@@ -4,7 +4,8 @@
 //! source. `CHAT_TEMPLATES_ONLY=TEXT` narrows the run to files whose name holds the text and prints what stands in
 //! the way of each. `CHAT_TEMPLATES_DUMP=FILE` writes what the templates, and mutations of them, render to, for
 //! `tests/oracle/jinja2_equal.py`, which has jinja2 render the same. `CHAT_ANSWERS_DUMP=FILE` writes how their models
-//! answer, for `tests/oracle/ollama_answers.go`, which has Ollama's own code take the answers apart.
+//! answer, for `tests/oracle/ollama_answers.go`, which has Ollama's own code take the answers apart,
+//! and `CHAT_PROMPTS_DUMP=FILE` conversations and prompts for `tests/oracle/ollama_renderers.go`.
 
 #[path = "common/mutations.rs"]
 mod mutations;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use to_gguf::ollama::answers::{answers, tools};
+use to_gguf::ollama::chat::{Conversation, Message, Role};
 use to_gguf::ollama::infer::{Abilities, Scope};
 use to_gguf::ollama::jinja::ChatTemplate;
 use to_gguf::ollama::proof::{PROOF_DATE, held_out, translate, translate_for};
@@ -209,5 +211,56 @@ fn answers_for_ollama() {
             });
             writeln!(out, "{line}").unwrap();
         }
+    }
+}
+
+/// Writes a line of JSON per conversation, as Ollama takes it, then one per template with its text for each, or null.
+#[test]
+fn prompts_for_ollama() {
+    let (Ok(folder), Ok(file)) = (std::env::var("CHAT_TEMPLATES"), std::env::var("CHAT_PROMPTS_DUMP")) else {
+        eprintln!(
+            "skipped: CHAT_PROMPTS_DUMP names no file to write prompts to (see tests/oracle/ollama_renderers.go)"
+        );
+        return;
+    };
+    let mut out = std::io::BufWriter::new(std::fs::File::create(file).unwrap());
+    let every = Scope { system: true, later_system: true, thinking: true, tools: true };
+    // Ollama asks a model that can think to think, unless the user does not want it.
+    let conversations: Vec<_> = held_out(every, true).into_iter().filter(|c| c.think.is_some()).collect();
+    for c in &conversations {
+        let messages: Vec<_> = c
+            .messages
+            .iter()
+            .map(|m| {
+                let calls: Vec<_> = m
+                    .tool_calls
+                    .iter()
+                    .map(|c| json!({"id": c.id, "function": {"name": c.name, "arguments": c.arguments}}))
+                    .collect();
+                json!({"role": m.role.as_str(), "content": m.content, "thinking": m.thinking.as_deref().unwrap_or(""),
+                    "tool_calls": calls, "tool_name": m.tool_name.as_deref().unwrap_or(""),
+                    "tool_call_id": m.tool_call_id.as_deref().unwrap_or("")})
+            })
+            .collect();
+        let line = json!({"conversation": {"messages": messages, "tools": c.tools, "think": c.think}});
+        writeln!(out, "{line}").unwrap();
+    }
+    for entry in entries(&folder) {
+        let Ok(template) = ChatTemplate::new(&entry.text, Some("<s>"), Some("</s>")) else { continue };
+        template.set_date(PROOF_DATE);
+        let Ok(abilities) = Abilities::discover(&template, true) else { continue };
+        let (able, switch) = (abilities.scope, abilities.dialect.think_switch.is_some());
+        let text = |c: &Conversation| {
+            let any = |of: &dyn Fn(&Message) -> bool| c.messages.iter().any(of);
+            let within = (able.tools || c.tools.is_empty())
+                && (able.thinking || !any(&|m| m.thinking.is_some()))
+                && (able.system || c.messages[0].role != Role::System)
+                && (able.later_system || c.messages.iter().skip(1).all(|m| m.role != Role::System))
+                && (switch || c.think == Some(true));
+            let text = template.render(c, &abilities.dialect).ok().filter(|_| within)?;
+            Some(text.strip_prefix("<s>").unwrap_or(&text).to_owned())
+        };
+        let texts: Vec<Option<String>> = conversations.iter().map(text).collect();
+        writeln!(out, "{}", json!({"template": format!("{}/{}", entry.source, entry.name), "texts": texts})).unwrap();
     }
 }
