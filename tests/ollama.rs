@@ -124,9 +124,13 @@ fn gguf(template: &str) -> Vec<u8> {
 
 /// A folder with a model and a Modelfile.
 fn model(folder: &Path, extra: &str) -> Creation {
-    let chatml = STYLES.split("\n=====\n").next().unwrap();
-    std::fs::write(folder.join("m.gguf"), gguf(chatml)).unwrap();
-    let template = proven(chatml).proven.unwrap().template;
+    model_with(folder, STYLES.split("\n=====\n").next().unwrap(), extra)
+}
+
+/// A folder with a model of a chat template and a Modelfile.
+fn model_with(folder: &Path, chat_template: &str, extra: &str) -> Creation {
+    std::fs::write(folder.join("m.gguf"), gguf(chat_template)).unwrap();
+    let template = proven(chat_template).proven.unwrap().template;
     let text = format!(
         "FROM ./m.gguf\nTEMPLATE \"\"\"{template}\"\"\"\nPARAMETER stop \"<|im_end|>\"\nPARAMETER num_ctx 512\n{extra}"
     );
@@ -226,6 +230,33 @@ fn a_modelfile_is_checked_against_its_model() {
     ] {
         let bad = good.replace(from, to);
         assert_ne!(bad, good, "{from}");
+        std::fs::write(&file, bad).unwrap();
+        let report = check_folder(folder.path()).unwrap();
+        assert!(problems(&report).iter().any(|p| p.contains(expected)), "{expected}: {:?}", problems(&report));
+    }
+}
+
+#[test]
+fn a_template_must_tell_where_calls_and_thinking_are() {
+    let source = "{%- for tool in tools or [] %}<|im_start|>tool\n{{ tool | tojson }}<|im_end|>{%- endfor %}\
+        {%- for m in messages %}<|im_start|>{{ m.role + '\\n' }}\
+        {%- if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}\
+        {%- for call in m.tool_calls or [] %}<call>{\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}\
+        {%- endfor %}<|im_end|>{{ '\\n' }}{%- endfor %}{%- if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}";
+    let folder = tempfile::tempdir().unwrap();
+    model_with(folder.path(), source, "");
+    let report = check_folder(folder.path()).unwrap();
+    assert_eq!(problems(&report), Vec::<&str>::new());
+    assert!(report.findings.iter().any(|f| f.text.contains("looks for calls of tools at <call>")), "{report:?}");
+    let file = folder.path().join("Modelfile");
+    let good = std::fs::read_to_string(&file).unwrap();
+    for (from, to, expected) in [
+        ("<call>", "", "begin with <call>"),
+        ("<call>", "<tool>", "Ollama looks for <tool>"),
+        (".Thinking", ".Content", "thinks between <think> and </think>"),
+    ] {
+        let bad = good.replace(from, to);
+        assert_ne!(bad, good, "{from}: {good}");
         std::fs::write(&file, bad).unwrap();
         let report = check_folder(folder.path()).unwrap();
         assert!(problems(&report).iter().any(|p| p.contains(expected)), "{expected}: {:?}", problems(&report));

@@ -2,12 +2,14 @@
 
 use super::builtin::{Builtin, version};
 use super::facts_of_modelfile;
+use super::go::Template;
 use super::grammar::{Creation, GrammarError, decode, parse};
 use super::infer::{Abilities, Scope};
 use super::jinja::ChatTemplate;
 use super::modelfile::{ChatInput, ModelfileInput, words};
 use super::name::ModelName;
 use super::proof::{PROOF_DATE, describe, prove};
+use super::recognise::{Signposts, call_tag_of, thinking_tags_of};
 use super::render::OllamaTemplate;
 use super::stops::{self, SpecialTokens};
 use super::store::{Layer, MANIFEST_TYPE, Store, StoreError, digest_file, file_type, kind_of};
@@ -313,6 +315,41 @@ fn check_template(creation: &Creation, chat: &ChatInput, report: &mut Report) {
         }
     };
     compare(text, &jinja, &abilities, report);
+    if creation.parser.is_none() && creation.renderer.is_none() {
+        check_answers(text, &Signposts::find(&jinja, &abilities, abilities.scope.tools), report);
+    }
+}
+
+/// Says whether Ollama looks for calls and thinking where the model writes them.
+fn check_answers(text: &str, wanted: &Signposts, report: &mut Report) {
+    let Ok(template) = Template::parse(text) else { return };
+    if let Some(tag) = &wanted.call {
+        let told = call_tag_of(&template);
+        if told == *tag {
+            report.add(Severity::Fine, format!("Ollama looks for calls of tools at {tag}, as the model writes them"));
+        } else {
+            report.add(
+                Severity::Problem,
+                format!("the model's calls of tools begin with {tag}, and by this TEMPLATE Ollama looks for {told}: they come back as text; put {{{{ if .ToolCalls }}}}{tag}{{{{ end }}}} in front"),
+            );
+        }
+    }
+    if let Some(parser) = wanted.parser {
+        report.add(
+            Severity::Problem,
+            format!("the model's calls of tools are not JSON and come back as text; add PARSER {parser}"),
+        );
+    }
+    if let Some((open, close)) = &wanted.thinking {
+        if thinking_tags_of(&template).as_ref() == wanted.thinking.as_ref() {
+            report.add(Severity::Fine, format!("Ollama takes what stands between {open} and {close} for thinking"));
+        } else {
+            report.add(
+                Severity::Problem,
+                format!("the model thinks between {open} and {close}, which this TEMPLATE does not tell Ollama: thinking comes back in the answer; see `to-gguf template`"),
+            );
+        }
+    }
 }
 
 /// Says for which conversations a TEMPLATE equals the chat template.
