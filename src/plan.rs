@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use crate::arch::{ConvertedTensor, Stored};
 use crate::gguf::{Layout, LayoutError, Metadata, SplitRule, TensorInfo, Value, split};
-use crate::quant::{FileType, GgmlType, Imatrix, QuantName, QuantOptions, QuantPlan, QuantPlanError, SourceTensor};
+use crate::quant::{
+    FileType, GgmlType, Imatrix, MOSTLY_NVFP4, QuantName, QuantOptions, QuantPlan, QuantPlanError, SourceTensor,
+};
 use crate::recipe::{Elementwise, Recipe};
 use crate::report::OutputReport;
 use crate::save::GgufTarget;
@@ -260,8 +262,12 @@ fn converted(
     let mut metadata = model.metadata.clone();
     // The converter names a file after the packed blocks that it copied.
     let holds = |ty| tensors.iter().any(|t| t.stored == Stored::Fixed(ty) && t.recipe.native() == Some(ty));
-    let told = if holds(GgmlType::MXFP4) { FileType::MXFP4_MOE } else { file_type };
-    metadata.set("general.file_type", Value::U32(told as u32));
+    let told = match () {
+        () if holds(GgmlType::NVFP4) => MOSTLY_NVFP4,
+        () if holds(GgmlType::MXFP4) => FileType::MXFP4_MOE as u32,
+        () => file_type as u32,
+    };
+    metadata.set("general.file_type", Value::U32(told));
     for o in &options.quant.override_kv {
         metadata.set(o.key.clone(), o.value.clone());
     }

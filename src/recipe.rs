@@ -15,12 +15,14 @@ use crate::quant::GgmlType;
 use crate::shape::Shape;
 
 mod eval;
+mod factored;
 mod low_rank;
 mod raw;
 #[cfg(test)]
 mod tests;
 mod words;
 
+pub use factored::{BlockFactors, Factored};
 pub use low_rank::{NotLowRank, Term};
 pub use raw::{RawCodes, RawFormat, RawPart, RawRows, RawScales};
 pub use words::{Elementwise, RowMap};
@@ -111,6 +113,11 @@ pub trait RowSource: Send + Sync {
         _scratch: &mut Scratch,
     ) -> Result<(), ReadError> {
         Err(ReadError::new(self.describe(), "has no raw rows"))
+    }
+
+    /// The same tensor as ggml blocks, and the factors that llama.cpp keeps apart from them, where it does.
+    fn factored(&self) -> Option<(Arc<dyn RowSource>, BlockFactors)> {
+        None
     }
 
     /// The same tensor as llama.cpp's converter decodes it, where that keeps bits of a packed weight which the

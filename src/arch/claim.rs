@@ -11,6 +11,7 @@ use indexmap::IndexMap;
 
 use super::config::Config;
 use super::error::ArchError;
+use super::factors;
 use super::pattern::{self, Found, Pattern};
 use super::spec::{Family, Fate, Op, Place, Tensor, When};
 use super::stored::{ConvertedTensor, Stored};
@@ -22,6 +23,8 @@ use crate::source::TensorSet;
 pub(super) struct Claimed {
     pub(super) tensors: Vec<ConvertedTensor>,
     pub(super) dropped: Vec<(String, &'static str)>,
+    /// Tensors whose inputs are to keep 16 bits.
+    pub(super) wide_inputs: Vec<String>,
 }
 
 /// A row with its source pattern taken apart.
@@ -89,7 +92,7 @@ pub(super) fn claim(
         strip: family.strip,
         extra_blocks: family.extra_blocks,
         folder,
-        out: Claimed { tensors: Vec::new(), dropped: Vec::new() },
+        out: Claimed { tensors: Vec::new(), dropped: Vec::new(), wide_inputs: Vec::new() },
         by_name: HashMap::new(),
         groups: HashMap::new(),
         unknown: Vec::new(),
@@ -105,7 +108,9 @@ pub(super) fn claim(
     for (name, recipe) in source.iter() {
         claims.take(name, prefix, recipe)?;
     }
-    claims.finish()
+    let mut claimed = claims.finish()?;
+    factors::part(&mut claimed, config, source)?;
+    Ok(claimed)
 }
 
 struct Claims<'a> {
@@ -261,7 +266,7 @@ impl Claims<'_> {
                 Some(t) => Stored::Fixed(t),
                 None => Stored::of(&name, recipe.shape()),
             };
-        self.out.tensors.push(ConvertedTensor { name, recipe, stored, source });
+        self.out.tensors.push(ConvertedTensor { name, recipe, stored, source, whole: None });
         Ok(())
     }
 

@@ -20,6 +20,7 @@ mod config;
 mod decoders;
 mod deepseek;
 mod error;
+mod factors;
 mod fused_qkv;
 mod gemma;
 mod general;
@@ -44,6 +45,7 @@ mod undo;
 
 pub use config::Config;
 pub use error::ArchError;
+pub use factors::factor_names;
 pub use model_id::{ParameterCounts, size_label};
 pub use restore::{Restored, restore};
 pub use spec::Family;
@@ -201,6 +203,7 @@ pub fn convert(input: &ArchInput<'_>) -> Result<Converted, ArchError> {
     general::write(&mut keys.metadata, &origin, general::Subject::Model(&counts))?;
     keys::write(family.keys, &config, &mut keys)?;
     keys.metadata.set("general.quantization_version", Value::U32(2));
+    factors::write_wide_inputs(&claimed.wide_inputs, &mut keys.metadata);
     let mut late = spec::Keys { prefix: family.arch, folder: input.folder.into(), metadata: Metadata::new() };
     keys::write(family.late_keys, &config, &mut late)?;
     Ok(Converted {

@@ -17,6 +17,8 @@ pub struct ConvertedTensor {
     pub stored: Stored,
     /// Source tensors it is made of; none for a computed one.
     pub source: Vec<String>,
+    /// The values with their factor, where the recipe gives blocks and another tensor the factor.
+    pub whole: Option<Recipe>,
 }
 
 /// How a tensor's type follows from the output type.

@@ -325,7 +325,7 @@ fn factors(products: Vec<Product>, alpha: f32) -> Result<(Vec<ConvertedTensor>, 
         for (suffix, recipe) in [("lora_a", a), ("lora_b", b)] {
             let name = format!("{name}.{suffix}");
             let stored = Stored::of(&name, recipe.shape());
-            tensors.push(ConvertedTensor { name, recipe, stored, source: source.clone() });
+            tensors.push(ConvertedTensor { name, recipe, stored, source: source.clone(), whole: None });
         }
     }
     Ok((tensors, parameters))

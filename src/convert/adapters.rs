@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{AdapterReport, ConvertError, Request};
 use crate::adapter::{Adapter, GgufLora, MergeOptions, MergeSummary};
-use crate::arch::{self, Converted, ConvertedTensor, Stored};
+use crate::arch::{self, Converted, ConvertedTensor, Stored, factor_names};
 use crate::recipe::Recipe;
 use crate::source::TensorSet;
 
@@ -68,16 +68,27 @@ impl Adapters {
         converted: &mut Converted,
         merge: &mut MergeSummary,
     ) -> Result<(), ConvertError> {
-        let mut merged: TensorSet = converted.tensors.iter().map(|t| (t.name.clone(), t.recipe.clone())).collect();
+        // An adapter changes values, not blocks that lack their factor.
+        let whole = |t: &ConvertedTensor| (t.name.clone(), t.whole.clone().unwrap_or(t.recipe.clone()));
+        let mut merged: TensorSet = converted.tensors.iter().map(whole).collect();
         self.merge_gguf(converted.arch, &mut merged, merge)?;
+        let mut decoded = Vec::new();
         for tensor in &mut converted.tensors {
             let Some(recipe) = merged.remove(&tensor.name) else { continue };
+            if tensor.whole.is_some() {
+                if !recipe.is_merged() {
+                    continue;
+                }
+                decoded.extend(factor_names(&tensor.name));
+                tensor.whole = None;
+            }
             // Blocks that were to be copied are values now, and stored as others are.
             if tensor.recipe.native().is_some() && recipe.native().is_none() {
                 tensor.stored = Stored::of(&tensor.name, recipe.shape());
             }
             tensor.recipe = recipe;
         }
+        converted.tensors.retain(|t| !decoded.contains(&t.name));
         converted.tensors.extend(merged.iter().map(|(name, recipe)| new_tensor(name, recipe.clone())));
         Ok(())
     }
@@ -101,5 +112,11 @@ pub(super) fn adapter_report(path: &Path, label: &str, weight: f32, merge: &Merg
 
 /// A tensor that merging made, such as a head that is parted from the embeddings.
 fn new_tensor(name: &str, recipe: Recipe) -> ConvertedTensor {
-    ConvertedTensor { name: name.into(), stored: Stored::of(name, recipe.shape()), recipe, source: Vec::new() }
+    ConvertedTensor {
+        name: name.into(),
+        stored: Stored::of(name, recipe.shape()),
+        recipe,
+        source: Vec::new(),
+        whole: None,
+    }
 }

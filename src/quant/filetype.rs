@@ -45,6 +45,9 @@ pub enum FileType {
     Q2_0 = 41,
 }
 
+/// `general.file_type` of NVFP4 files (`LLAMA_FTYPE_MOSTLY_NVFP4`), to which llama.cpp does not quantize.
+pub const MOSTLY_NVFP4: u32 = 39;
+
 /// One row per file type: name, and the type of a tensor that no rule of the mixture changes
 /// (`llama_ftype_get_default_type`).
 const TABLE: &[(FileType, &str, GgmlType)] = {

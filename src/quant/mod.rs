@@ -43,7 +43,7 @@ mod search;
 mod ternary;
 mod types;
 
-pub use filetype::{FileType, QuantName};
+pub use filetype::{FileType, MOSTLY_NVFP4, QuantName};
 pub use imatrix::{Imatrix, ImatrixError, ImatrixFilter};
 pub use lanes::Isa;
 pub use mixture::UnknownLayer;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::mixture::{self, Category, Mixture, ModelFacts, UnknownLayer, layer_of};
-use super::{FileType, GgmlType, QuantName, QuantOptions, can_hold_weights};
+use super::{FileType, GgmlType, MOSTLY_NVFP4, QuantName, QuantOptions, can_hold_weights};
 use crate::gguf::{Array, Metadata, Value};
 use crate::shape::Shape;
 
@@ -470,7 +470,7 @@ fn own_file_type(metadata: &Metadata, tensors: &[SourceTensor<'_>], order: &[usi
         GgmlType::Q3_K => FileType::Q3_K_M as u32,
         GgmlType::Q4_K => FileType::Q4_K_M as u32,
         GgmlType::Q5_K => FileType::Q5_K_M as u32,
-        GgmlType::NVFP4 => 39,
+        GgmlType::NVFP4 => MOSTLY_NVFP4,
         other => FileType::from_name(other.name()).map_or(0, |t| t as u32),
     };
     file_type | GUESSED

@@ -3,10 +3,11 @@
 
     LLAMA_CPP=... NODE_LLAMA=... python tests/oracle/packed_files.py OUT TOKENIZERS BIN [CASE ...]
 
-TOKENIZERS is a folder with the tokenizer files of `llama-spm` and `gpt-2` in folders of these names (the converter
-knows tokenizers by fingerprint, so that an invented one will not do), BIN the program. Makes a tiny random model, packs
-its linear layers in each format, converts it to f32, f16, bf16 and auto with both programs, and to Q4_K and Q8_0 with
-llama-quantize from the converter's auto file; prints one line per file.
+TOKENIZERS is a folder with the tokenizer files of `llama-spm`, `qwen2`, `phi-3` and `gpt-2` in folders of these names
+(the converter knows tokenizers by fingerprint, so that an invented one will not do), BIN the program. Makes a tiny random
+model, packs its linear layers in each format, converts it to f32, f16, bf16 and auto with both programs, and to Q4_K and
+Q8_0 with llama-quantize from the converter's auto file; prints one line per file. NVFP4 comes in more models: experts,
+fused rows, tied and packed heads, shards, several algorithms.
 """
 import json, os, pathlib, shutil, subprocess, sys
 
@@ -21,7 +22,7 @@ WANTED = sys.argv[4:]
 LLAMA = os.environ["LLAMA_CPP"]
 BASE = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
             max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
 
 def model(kind, tokenizer, vocab, folder, **more):
@@ -116,7 +117,7 @@ def nvfp4(method, inputs=True):
             key = name.replace("weight", "input_global_scale")
         return parts | ({key: torch.rand(()) if method == "modelopt" else torch.rand(1) * 100 + 1} if inputs else {})
     if method == "modelopt":
-        return pack, {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+        return pack, {"quant_method": "modelopt", "quant_algo": "NVFP4" if inputs else "W4A16_NVFP4"}
     return pack, group_config("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16)
 
 
@@ -138,15 +139,23 @@ CASES = {
 }
 
 
-def pack_model(source, folder, pack, quantization):
+def pack_model(source, folder, pack, quantization, linear=LINEAR, shards=1):
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
     torch.manual_seed(5)
     tensors = {}
     for name, w in load_file(source / "model.safetensors").items():
-        linear = name.endswith(".weight") and name.split(".")[-2] in LINEAR
-        tensors |= pack(name, w) if linear else {name: w}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+        packed = name.endswith(".weight") and name.split(".")[-2] in linear
+        tensors |= pack(name, w) if packed else {name: w}
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        (folder / "model.safetensors").unlink()
+        names = {k: f"model-{i * 7 % 11 % shards + 1:05}-of-{shards:05}.safetensors" for i, k in enumerate(tensors)}
+        for file in set(names.values()):
+            save_file({k: v for k, v in tensors.items() if names[k] == file}, folder / file, metadata={"format": "pt"})
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
 
@@ -167,6 +176,51 @@ def mxfp4(source, folder):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def trivial(pack):
+    """The same with factors of 1, which the converter leaves out."""
+    def packed(name, w):
+        return {k: torch.ones_like(v) if v.numel() == 1 else v for k, v in pack(name, w).items()}
+    return packed
+
+
+def mixed(pack):
+    """NVFP4 for most layers, FP8 for the output projections, bf16 for the values."""
+    other, _ = modelopt_fp8()
+
+    def packed(name, w):
+        if "v_proj" in name:
+            return {name: w}
+        return other(name, w) if "o_proj" in name else pack(name, w)
+    layers = [f"model.layers.{i}.{m}" for i in (0, 1) for m in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj", "mlp.gate_proj")]
+    table = {m: {"quant_algo": "W4A16_NVFP4" if "1.mlp" in m or "q_proj" in m else "NVFP4"} for m in layers}
+    table |= {f"model.layers.{i}.self_attn.o_proj": {"quant_algo": "FP8"} for i in (0, 1)}
+    return packed, {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": table}
+
+
+def nvfp4_models():
+    """More models for NVFP4: what is packed how, of which model."""
+    one, told = nvfp4("modelopt")
+    compressed, groups = nvfp4("ct")
+    wide, wide_told = nvfp4("modelopt", False)
+    llama = ("llama", "llama-spm", 32000, {})
+    tied = ("llama", "llama-spm", 32000, {"tie_word_embeddings": True})
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "head_dim": 64, "decoder_sparse_step": 1}
+    experts = ("qwen3_moe", "qwen2", 151936, moe)
+    few = ("qwen2_moe", "qwen2", 151936, moe | {"num_experts": 12, "shared_expert_intermediate_size": 128})
+    phi = ("phi3", "phi-3", 32064, {"pad_token_id": 0})
+    mixture, listed = mixed(one)
+    file = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
+    return {
+        "nvfp4-tied": (tied, one, told, {}), "nvfp4-head": (llama, one, told, {"linear": LINEAR + ("lm_head",)}),
+        "nvfp4-shards": (llama, one, told, {"shards": 3}), "nvfp4-ct-shards": (llama, compressed, groups, {"shards": 2}),
+        "nvfp4-ones": (llama, trivial(one), told, {}), "nvfp4-mixed": (llama, mixture, listed, {}),
+        "nvfp4-file": (llama, one, file, {}), "nvfp4-phi3": (phi, one, told, {}), "nvfp4-phi3-w4a16": (phi, wide, wide_told, {}),
+        "nvfp4-experts": (experts, one, told, {}), "nvfp4-experts-w4a16": (experts, wide, wide_told, {}),
+        "nvfp4-experts-shards": (experts, one, told, {"shards": 4}), "nvfp4-experts-ones": (experts, trivial(one), told, {}),
+        "nvfp4-experts-ct": (few, compressed, groups, {"shards": 2}),
+    }
 
 
 def run(*command):
@@ -223,6 +277,19 @@ def main():
             continue
         folder = OUT / "Tiny-Model-1B"
         pack_model(llama, folder, pack, quantization)
+        bad += check(case, folder)
+    for case, ((kind, tokenizer, vocab, more), pack, quantization, how) in nvfp4_models().items():
+        if WANTED and not any(w in case for w in WANTED):
+            continue
+        source = OUT / "-".join([kind, str(vocab), *map(str, more.values())])
+        if not source.exists():
+            model(kind, tokenizer, vocab, source, **more)
+        folder = OUT / "Tiny-Model-1B"
+        pack_model(source, folder, pack, quantization, **how)
+        if "producer" in quantization:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "hf_quant_config.json").write_text(json.dumps(config.pop("quantization_config")))
+            (folder / "config.json").write_text(json.dumps(config))
         bad += check(case, folder)
     if not WANTED or any(w in "mxfp4-gptoss" for w in WANTED):
         gptoss = OUT / "gptoss"

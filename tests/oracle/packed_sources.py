@@ -12,12 +12,15 @@ Needs torch, transformers, bitsandbytes; and hqq, compressed-tensors, torchao, o
 where installed: a family whose library is missing is skipped and named. "layout" in a case's name means that the file
 is made from the published layout with torch alone.
 """
+import sys
+
+sys.path.pop(0)  # this folder: its scripts have names that packages have too
 import argparse
 import hashlib
 import json
 import os
 import pathlib
-import sys
+import random
 import traceback
 import types
 
@@ -25,19 +28,25 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 import torch
 from safetensors.torch import save_file
 
-parser = argparse.ArgumentParser()
-parser.add_argument("out", type=pathlib.Path)
-parser.add_argument("--full", action="store_true")
-parser.add_argument("--seed", type=int, default=1)
-parser.add_argument("--only", default="")
-args = parser.parse_args()
-torch.manual_seed(args.seed)
+OUT, FULL = pathlib.Path("."), False
 M = "model.layers.0.self_attn.q_proj"
 W = M + ".weight"
 
 
-def case(name, tensors, quantization, expected, metadata=None, config=None, beside=None):
-    folder = args.out / name
+def save(folder, tensors, metadata, shards):
+    """Writes the weights; in several files, each tensor goes to any of them, whatever it belongs to."""
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    if shards == 1:
+        return save_file(tensors, folder / "model.safetensors", metadata=metadata)
+    home = {k: i if i < shards else random.randrange(shards) for i, k in enumerate(random.sample(sorted(tensors), len(tensors)))}
+    names = {k: f"model-{i + 1:05}-of-{shards:05}.safetensors" for k, i in home.items()}
+    for file in set(names.values()):
+        save_file({k: v for k, v in tensors.items() if names[k] == file}, folder / file, metadata=metadata)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def case(name, tensors, quantization, expected, metadata=None, config=None, beside=None, shards=1):
+    folder = OUT / name
     folder.mkdir(parents=True, exist_ok=True)
     config = dict(config or {"torch_dtype": "bfloat16"})
     if quantization is not None:
@@ -45,14 +54,14 @@ def case(name, tensors, quantization, expected, metadata=None, config=None, besi
     (folder / "config.json").write_text(json.dumps(config))
     for file, content in (beside or {}).items():
         (folder / file).write_text(json.dumps(content))
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", metadata=metadata)
+    save(folder, tensors, metadata, min(shards, len(tensors)))
     told = {}
     for key, value in expected.items():
         value = value.detach().float().contiguous()
         digest = hashlib.sha256(value.numpy().astype("<f4").tobytes()).hexdigest()
         told[key] = {"shape": list(value.shape), "sha256": digest}
     (folder / "expected.json").write_text(json.dumps(told, indent=1) + "\n")
-    if args.full:
+    if FULL:
         save_file({k: v.detach().float().contiguous() for k, v in expected.items()}, folder / "expected.safetensors")
     print("ok  ", name)
 
@@ -144,7 +153,8 @@ def gptqmodel():
             case(f"gptq_model_{bits}bit_g{group}_v2", tensors, {"quant_method": "gptq", "bits": bits, "group_size": group, "checkpoint_format": "gptq_v2"}, {W: expected})
 
 
-def awq():
+def awq_modules():
+    """AutoAWQ's packers, which its package no longer imports: gemm, the packing functions, and what finds the others."""
     import importlib
     import importlib.util
 
@@ -158,6 +168,15 @@ def awq():
     sys.modules["awq.utils.module"] = stub
     gemm = importlib.import_module("awq.modules.linear.gemm")
     packing = importlib.import_module("awq.utils.packing_utils")
+
+    def module(version):
+        return getattr(importlib.import_module(f"awq.modules.linear.{version}"), "WQLinear_GEMV" if version == "gemv" else "WQLinear_GEMVFast")
+
+    return gemm, packing, module
+
+
+def awq():
+    gemm, packing, module = awq_modules()
     out, inp, group = 64, 128, 32
     linear = torch.nn.Linear(inp, out, bias=False, dtype=torch.float16)
     # The packers do not clamp: |w| / scale + zero must stay within 0..15.
@@ -165,8 +184,7 @@ def awq():
     zeros = torch.randint(5, 11, (inp // group, out)).half()
     for version, maker in (("gemm", gemm.WQLinear_GEMM), ("gemv", None), ("gemv_fast", None)):
         if maker is None:
-            module = importlib.import_module(f"awq.modules.linear.{version}")
-            maker = getattr(module, "WQLinear_GEMV" if version == "gemv" else "WQLinear_GEMVFast")
+            maker = module(version)
             s, z = scales.t().contiguous(), zeros.t().contiguous()
         else:
             s, z = scales, zeros
@@ -360,12 +378,31 @@ def aqlm():
         case(f"aqlm_{books}x{bits}", {M + ".codes": stored, M + ".codebooks": codebooks, M + ".scales": scales}, {"quant_method": "aqlm"}, {W: expected})
 
 
-for family in (bitsandbytes, gptq, gptqmodel, awq, hqq, fp8, compressed, modelopt, mxfp4, torchao, quanto, bitnet, aqlm):
-    if args.only and args.only != family.__name__:
-        continue
-    try:
-        family()
-    except Exception as error:
-        print(f"SKIP {family.__name__}: {type(error).__name__}: {error}")
-        if args.only:
-            traceback.print_exc()
+FAMILIES = (bitsandbytes, gptq, gptqmodel, awq, hqq, fp8, compressed, modelopt, mxfp4, torchao, quanto, bitnet, aqlm)
+
+
+def run(families):
+    """Runs the families that the command line asks for, into its folder."""
+    global OUT, FULL
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="")
+    args = parser.parse_args()
+    OUT, FULL = args.out, args.full
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    for family in families:
+        if args.only and args.only != family.__name__:
+            continue
+        try:
+            family()
+        except Exception as error:
+            print(f"SKIP {family.__name__}: {type(error).__name__}: {error}")
+            if args.only:
+                traceback.print_exc()
+
+
+if __name__ == "__main__":
+    run(FAMILIES)

@@ -10,9 +10,11 @@ use serde_json::Value;
 
 use super::fields::{Layout, e2m1_pairs};
 use super::grid::{Adjust, Codes, Grid, Scales, Zeros};
+use super::nvfp4::Nvfp4;
 use super::rounded::Rounded;
 use super::{Shelf, SourceError, type_of};
 use crate::quant::GgmlType;
+use crate::recipe::BlockFactors;
 use crate::source::stored::Stored;
 
 /// What activations, caches and calibration leave behind.
@@ -43,13 +45,13 @@ pub(super) fn unpack(shelf: &mut Shelf) -> Result<(), SourceError> {
     if let Some(format) = unread {
         return Err(shelf.unsupported(format!("format {format} is not read")));
     }
-    shelf.drop_ending(&IGNORED);
     for module in shelf.bases(".weight_packed") {
         unpack_packed(shelf, &module)?;
     }
     for module in shelf.bases(".weight_scale") {
         unpack_plain(shelf, &module)?;
     }
+    shelf.drop_ending(&IGNORED);
     Ok(())
 }
 
@@ -119,17 +121,27 @@ fn unpack_packed(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
         }
         let shape = shelf.shape(&name, dims)?;
         let global = shelf.take(&format!("{name}_global_scale"));
-        let block = Some((1, if global.is_some() { 16 } else { 32 }));
-        let mut scales = Scales::fit(shelf, &name, &shape, scale, block)?;
-        if let Some(global) = global {
-            if global.shape().elements() != 1 && global.shape().elements() != shape.dims()[0] {
-                return Err(shelf.wrong(&name, format!("its global scale has shape {}", global.shape())));
-            }
-            scales = scales.adjusted(Adjust::DividedBy(global));
-        }
-        let grid = Grid::new(shape, Codes::Pairs(bytes, e2m1_pairs()), scales, GgmlType::BF16);
         shelf.take(&format!("{name}_shape"));
-        return shelf.append(&name, grid);
+        let codes = Codes::Pairs(bytes.clone(), e2m1_pairs());
+        let Some(global) = global else {
+            let scales = Scales::fit(shelf, &name, &shape, scale, Some((1, 32)))?;
+            return shelf.append(&name, Grid::new(shape, codes, scales, GgmlType::BF16));
+        };
+        if global.shape().elements() != 1 && global.shape().elements() != shape.dims()[0] {
+            return Err(shelf.wrong(&name, format!("its global scale has shape {}", global.shape())));
+        }
+        let input = shelf.take(&format!("{module}.input_global_scale"));
+        let read = |factor: &Stored| shelf.read(&name, factor.read_all_floats());
+        let input = input.map(|i| read(&i)).transpose()?.unwrap_or(vec![1.0]);
+        let factors = match (&read(&global)?[..], &input[..]) {
+            (&[weight], &[input]) => {
+                Some(BlockFactors { weight: 1.0 / weight, input: 1.0 / input, wide_inputs: false })
+            }
+            _ => None,
+        };
+        let scales = Scales::fit(shelf, &name, &shape, scale.clone(), Some((1, 16)))?;
+        let grid = Grid::new(shape, codes, scales.adjusted(Adjust::DividedBy(global)), GgmlType::BF16);
+        return shelf.append(&name, Nvfp4::new(grid, bytes, scale, factors));
     }
     shelf.check_dtype(&name, &packed, &[Dtype::I32])?;
     let stated = shelf.need(&format!("{name}_shape"), &name)?;

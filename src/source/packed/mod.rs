@@ -17,6 +17,7 @@ mod grid;
 mod hqq;
 mod modelopt;
 mod mxfp4;
+mod nvfp4;
 mod quanto;
 mod rounded;
 mod torchao;
