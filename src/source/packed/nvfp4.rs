@@ -145,7 +145,7 @@ mod tests {
         bytes.extend((0..3 * 8u32).map(|i| 0x20 + (i * 11 % 64) as u8));
         bytes.extend(0.25f32.to_le_bytes());
         std::fs::write(&path, &bytes).unwrap();
-        let file = WeightFile::open(&path).unwrap();
+        let file = Arc::new(WeightFile::open(&path).unwrap());
         let stored = |dtype, dims: &[u64], at| {
             Stored::new(file.clone(), "w".into(), dtype, Shape::new(dims.to_vec()).unwrap(), at, None)
         };
