@@ -37,7 +37,7 @@ pub fn samples(thinking: bool) -> Vec<Message> {
     };
     let weather = || call("get_weather", json!({"city": "Paris", "unit": "celsius"}), 1);
     let add = || call("add", json!({"a": 2, "b": 40}), 2);
-    let search = || call("search", json!({"limit": 5, "query": "the \"best\" book, it's <free>"}), 3);
+    let search = || call("search", json!({"limit": 5, "query": "the \"best\" book <free>"}), 3);
     let mut out = vec![
         answer(None, "It is sunny in Paris.", vec![]),
         answer(None, "", vec![weather()]),
@@ -61,7 +61,7 @@ pub fn tools() -> Vec<serde_json::Value> {
 }
 
 /// The texts of the [`samples`] that a template shows; `None` in the place of one that cannot be told from its
-/// surroundings: where the history is not written as the answer was, or a stop cannot be found.
+/// surroundings: where the history is not written as the answer was, lacks a part of it, or a stop cannot be found.
 pub fn answers(template: &ChatTemplate, abilities: &Abilities) -> Vec<Option<Answer>> {
     let thinking = abilities.scope.thinking;
     let think = abilities.dialect.think_switch.as_ref().map(|_| thinking);
@@ -83,6 +83,10 @@ pub fn answers(template: &ChatTemplate, abilities: &Abilities) -> Vec<Option<Ans
         let text = whole.strip_prefix(&prompt)?;
         let end = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
         let text = &text[..end.or_else(|| message.tool_calls.is_empty().then_some(text.len()))?];
+        let mut parts = message.tool_calls.iter().map(|call| &call.name).chain(&message.thinking);
+        if !parts.all(|part| text.contains(part.as_str())) {
+            return None;
+        }
         let lines = prompt.rmatch_indices('\n').nth(2).map_or(0, |(at, _)| at + 1);
         Some(Answer { think, prompt: prompt[lines..].to_owned(), text: text.to_owned(), message })
     };

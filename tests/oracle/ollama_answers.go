@@ -4,7 +4,7 @@
 //	in a checkout of Ollama, with the Go of its go.mod: mkdir cmd/answers, put this file there, then
 //	go run ./cmd/answers < answers.jsonl > src/ollama/parsers.json
 //
-// Writes each answer's text with the built-in parsers that read it rightly, whole and byte by byte. To stderr: every
+// Writes each answer's text with the built-in parsers that read it rightly, whole and piece by piece. To stderr: every
 // answer of which Ollama's code reads other calls or thinking than the dump expects, and counts.
 package main
 
@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"text/template"
@@ -67,8 +68,11 @@ func plain(calls []api.ToolCall) []call {
 	return out
 }
 
-// As Ollama's chat handler does it without a built-in parser; step: bytes per piece.
-func generic(a answer, step int) (content, thought string, calls []call) {
+// A text as a runner sends it: what looks like a token of its own in one piece, all else letter by letter.
+var piece = regexp.MustCompile(`(?s)<[^<>\s]+>|\[[A-Z_]+\]|.`)
+
+// As Ollama's chat handler does it without a built-in parser.
+func generic(a answer, pieces []string) (content, thought string, calls []call) {
 	text := func(...any) string { return "" }
 	funcs := template.FuncMap{"json": text, "currentDate": text, "yesterdayDate": text, "toTypeScriptType": text}
 	t, err := template.New("").Option("missingkey=zero").Funcs(funcs).Parse(*a.Go)
@@ -83,8 +87,7 @@ func generic(a answer, step int) (content, thought string, calls []call) {
 		}
 	}
 	tool := tools.NewParser(t, a.Tools)
-	for at := 0; at < len(a.Text); at += step {
-		piece := a.Text[at:min(at+step, len(a.Text))]
+	for _, piece := range pieces {
 		if think != nil {
 			var more string
 			more, piece = think.AddContent(piece)
@@ -100,7 +103,7 @@ func generic(a answer, step int) (content, thought string, calls []call) {
 	return content + tool.Content(), thought, calls
 }
 
-func builtin(name string, a answer, step int) (ok bool) {
+func builtin(name string, a answer, pieces []string) (ok bool) {
 	defer func() {
 		if recover() != nil {
 			ok = false
@@ -110,8 +113,12 @@ func builtin(name string, a answer, step int) (ok bool) {
 	p.Init(a.Tools, &api.Message{Role: "user", Content: "?"}, &api.ThinkValue{Value: p.HasThinkingSupport()})
 	var content, thought string
 	calls := []call{}
-	for at := 0; at <= len(a.Text); at += step {
-		c, t, k, err := p.Add(a.Text[at:min(at+step, len(a.Text))], at+step > len(a.Text))
+	for n := range len(pieces) + 1 {
+		text, done := "", n == len(pieces)
+		if !done {
+			text = pieces[n]
+		}
+		c, t, k, err := p.Add(text, done)
 		if err != nil {
 			return false
 		}
@@ -135,16 +142,17 @@ func main() {
 		if err := json.Unmarshal(in.Bytes(), &a); err != nil {
 			panic(err)
 		}
+		small := piece.FindAllString(a.Text, -1)
 		if a.Go != nil {
-			for _, step := range []int{len(a.Text) + 1, 1, 5} {
-				_, thought, found := generic(a, step)
+			for _, pieces := range [][]string{{a.Text}, small} {
+				_, thought, found := generic(a, pieces)
 				if a.ReadsCalls && !same(found, a.Calls) {
 					wrong++
-					fmt.Fprintf(os.Stderr, "%s, answer %d in steps of %d: %v, not the calls of %q\n", a.Template, a.Sample, step, found, a.Text)
+					fmt.Fprintf(os.Stderr, "%s, answer %d in %d pieces: %v, not the calls of %q\n", a.Template, a.Sample, len(pieces), found, a.Text)
 				}
 				if a.ReadsThinking && strings.TrimSpace(thought) != a.Thinking {
 					wrong++
-					fmt.Fprintf(os.Stderr, "%s, answer %d in steps of %d: %q, not the thinking of %q\n", a.Template, a.Sample, step, thought, a.Text)
+					fmt.Fprintf(os.Stderr, "%s, answer %d in %d pieces: %q, not the thinking of %q\n", a.Template, a.Sample, len(pieces), thought, a.Text)
 				}
 			}
 			if a.ReadsCalls && len(a.Calls) > 0 {
@@ -156,7 +164,7 @@ func main() {
 		}
 		r := recorded{a.Sample, a.Text, []string{}}
 		for _, name := range names {
-			if builtin(name, a, len(a.Text)+1) && builtin(name, a, 1) {
+			if builtin(name, a, []string{a.Text}) && builtin(name, a, small) {
 				r.Parsers = append(r.Parsers, name)
 			}
 		}
