@@ -134,7 +134,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn join(self, halves: [Self::F32; 2]) -> zmm::F32 {
-        zmm::join([halves[0].0, halves[1].0])
+        zmm::join(self.wide(), [halves[0].0, halves[1].0])
     }
 
     #[inline(always)]

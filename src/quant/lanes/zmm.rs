@@ -39,8 +39,8 @@ bit_mask!(Mask);
 
 /// Two vectors of eight as one.
 #[inline(always)]
-pub(super) fn join(halves: [__m256; 2]) -> F32 {
-    // SAFETY: the caller's token.
+pub(super) fn join(_: Zmm, halves: [__m256; 2]) -> F32 {
+    // SAFETY: the token proves that the CPU has the features.
     F32(unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(halves[0]), halves[1]) })
 }
 
