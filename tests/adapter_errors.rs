@@ -1,50 +1,19 @@
 //! Broken adapters: each is refused with one line that names the adapter, the tensor or option, the cause and the
 //! way out, or is told of in a warning.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
+#[path = "common/crafted.rs"]
+mod crafted;
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::path::Path;
+
+use common::fixture;
+use crafted::{Q, Tensors, crafted, rename};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use to_gguf::adapter::{Adapter, BaseInfo, MergeOptions, MergeSummary, apply};
 use to_gguf::recipe::Scratch;
 use to_gguf::source::ModelFolder;
-
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
-}
-
-/// The fixture's adapter, changed by `change`, in a folder of its own.
-fn crafted(change: impl FnOnce(&mut Value, &mut Tensors)) -> TempDir {
-    let text = std::fs::read_to_string(fixture("shakespeare-lora/adapter_config.json")).unwrap();
-    let mut config: Value = serde_json::from_str(&text).unwrap();
-    let bytes = std::fs::read(fixture("shakespeare-lora/adapter_model.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: Tensors = file
-        .iter()
-        .map(|(name, t)| {
-            let values = t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-            (name.to_string(), (t.shape().to_vec(), values))
-        })
-        .collect();
-    change(&mut config, &mut tensors);
-    let folder = TempDir::new().unwrap();
-    save(folder.path(), &config, &tensors);
-    folder
-}
-
-fn save(folder: &Path, config: &Value, tensors: &Tensors) {
-    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
-    let bytes: BTreeMap<&String, (&Vec<usize>, Vec<u8>)> =
-        tensors.iter().map(|(n, (s, v))| (n, (s, v.iter().flat_map(|x| x.to_le_bytes()).collect()))).collect();
-    let views = bytes.iter().map(|(n, (s, b))| (n, TensorView::new(Dtype::F32, s.to_vec(), b).unwrap()));
-    std::fs::write(folder.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-}
 
 /// Merges an adapter into the fixture's model and evaluates every tensor; what goes wrong, in words.
 fn merge(folder: &Path) -> Result<MergeSummary, String> {
@@ -73,11 +42,6 @@ fn check(message: &str, parts: &[&str]) {
     for part in parts {
         assert!(message.contains(part), "{part:?} is not in: {message}");
     }
-}
-
-fn rename(tensors: &mut Tensors, from: &str, to: &str) {
-    let tensor = tensors.remove(from).unwrap();
-    tensors.insert(to.to_string(), tensor);
 }
 
 #[test]

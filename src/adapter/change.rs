@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use half::{bf16, f16};
 
-use super::lowrank::Factors;
+use super::lowrank::{Factors, Squares};
 use crate::quant::GgmlType;
 use crate::recipe::{Delta, LowRank, ReadError, Recipe, Scratch, Term};
 
@@ -52,6 +52,16 @@ pub(super) trait Addend: Send + Sync {
     /// Writes rows `rows` of the full delta (scaled) over `out`.
     fn rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError>;
 
+    /// Adds rows `rows` of the delta to `values` without writing them down first; `None` for a form that cannot.
+    fn add(
+        &self,
+        _rows: Range<u64>,
+        _values: &mut [f32],
+        _scratch: &mut Scratch,
+    ) -> Option<Result<Squares, ReadError>> {
+        None
+    }
+
     /// The delta as products of factors, where it is one for each matrix of a stack.
     fn terms(&self) -> Option<Vec<Term>> {
         None
@@ -63,6 +73,11 @@ pub(super) trait Rewrite: Send + Sync {
     /// Turns `values`, the rows `rows` of `base`, into the merged rows.
     fn rows(&self, base: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch)
     -> Result<(), ReadError>;
+
+    /// Rows of `cols` elements that are best turned at a time: all that are wanted, unless it goes over them often.
+    fn step(&self, _cols: u64) -> u64 {
+        u64::MAX
+    }
 
     /// The difference that it makes as products of factors, where it is one.
     fn terms(&self, _base: &Recipe) -> Option<Vec<Term>> {
@@ -150,11 +165,17 @@ impl Change {
         rows: Range<u64>,
         values: &mut [f32],
         scratch: &mut Scratch,
-    ) -> Result<f64, ReadError> {
+    ) -> Result<Squares, ReadError> {
         let round_addend = if self.rounds_addend { self.dtype.rounding() } else { None };
         match &self.effect {
             Effect::LowRank(factors) => factors.add(rows, values, scratch, round_addend),
             Effect::Adds(addend) => {
+                if self.weight == 1.0
+                    && round_addend.is_none()
+                    && let Some(added) = addend.add(rows.clone(), values, scratch)
+                {
+                    return added;
+                }
                 let mut delta = scratch.take_floats(values.len());
                 let result = addend.rows(rows, &mut delta, scratch).map(|()| {
                     if self.weight != 1.0 {
@@ -163,22 +184,40 @@ impl Change {
                     if let Some(round) = round_addend {
                         delta.iter_mut().for_each(|d| *d = round(*d));
                     }
+                    let before = squares(values);
                     values.iter_mut().zip(&delta).for_each(|(v, d)| *v += d);
-                    squares(&delta)
+                    Squares { before, added: squares(&delta) }
                 });
                 scratch.give_floats(delta);
                 result
             }
+            Effect::Rewrites(rewrite) if self.first && self.weight == 1.0 => {
+                let cols = base.shape().row_len();
+                let step = rewrite.step(cols);
+                let mut before = scratch.take_floats(((rows.end - rows.start).min(step) * cols) as usize);
+                let (mut sums, mut result) = (Squares::default(), Ok(()));
+                for start in rows.clone().step_by(step as usize) {
+                    let end = start.saturating_add(step).min(rows.end);
+                    let at = |row: u64| ((row - rows.start) * cols) as usize;
+                    let values = &mut values[at(start)..at(end)];
+                    let before = &mut before[..values.len()];
+                    before.copy_from_slice(values);
+                    result = rewrite.rows(base, start..end, values, scratch);
+                    if result.is_err() {
+                        break;
+                    }
+                    sums.before += squares(before);
+                    sums.added += distance(values, before);
+                }
+                scratch.give_floats(before);
+                result.map(|()| sums)
+            }
             Effect::Rewrites(rewrite) => {
                 let mut before = scratch.take_floats(values.len());
-                let result = if self.first && self.weight == 1.0 {
-                    before.copy_from_slice(values);
-                    rewrite.rows(base, rows, values, scratch).map(|()| distance(values, &before))
-                } else {
-                    self.blend(rewrite.as_ref(), base, rows, values, &mut before, scratch)
-                };
+                let known = squares(values);
+                let result = self.blend(rewrite.as_ref(), base, rows, values, &mut before, scratch);
                 scratch.give_floats(before);
-                result
+                result.map(|added| Squares { before: known, added })
             }
         }
     }
@@ -241,11 +280,12 @@ impl Delta for Change {
         values: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), ReadError> {
-        let before = squares(values);
-        let delta = self.merge(base, rows.clone(), values, scratch)?;
-        self.meter.record(before, delta, values.len() as u64);
+        let squares = self.merge(base, rows.clone(), values, scratch)?;
+        self.meter.record(squares.before, squares.added, values.len() as u64);
         if let Some(round) = self.dtype.rounding() {
             values.iter_mut().for_each(|v| *v = round(*v));
+        } else if squares.finite() {
+            return Ok(());
         }
         if super::check::all_finite(values) { Ok(()) } else { Err(self.explain(base, rows, values, scratch)) }
     }
@@ -304,7 +344,7 @@ fn first_bad(part: &Recipe, scratch: &mut Scratch) -> Option<String> {
 }
 
 /// The sum of squares: each run of 4096 in eight f32 lanes, the runs in f64.
-fn squares(values: &[f32]) -> f64 {
+pub(super) fn squares(values: &[f32]) -> f64 {
     pulp::Arch::new().dispatch(|| {
         sum_lanes(values.chunks(4096).map(|run| {
             let mut lanes = [0f32; 8];

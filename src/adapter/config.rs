@@ -178,7 +178,7 @@ fn pick(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
 }
 
 /// A Python regular expression for ours: all is written the same, but `\Z` is `\z`.
-fn python_pattern(pattern: &str) -> String {
+pub(super) fn python_pattern(pattern: &str) -> String {
     pattern.replace("\\Z", "\\z")
 }
 

@@ -14,6 +14,7 @@ use super::draft::{Context, Target};
 use super::lazy::Lazy;
 use super::lowrank::Factors;
 use crate::recipe::{LowRank, Magnitudes, ReadError, Recipe, Scratch};
+use crate::shape::Shape;
 
 /// Elements that the pass over the tensor holds at a time.
 const STEP: u64 = 1 << 17;
@@ -29,6 +30,7 @@ pub(super) enum Axis {
 
 struct Dora {
     factors: Factors,
+    /// `[outputs, 1]`
     magnitude: Recipe,
     axis: Axis,
     ratios: Lazy<Vec<f32>>,
@@ -46,7 +48,7 @@ pub(super) fn plan(
     if magnitude.recipe.shape().elements() != outputs {
         return Err(cx.mismatch(magnitude, target, format!("{outputs} magnitudes")));
     }
-    let magnitude = magnitude.recipe.clone().reshape(crate::shape::Shape::vector(outputs))?;
+    let magnitude = magnitude.recipe.clone().reshape(Shape::matrix(outputs, 1))?;
     Ok(Effect::Rewrites(Box::new(Dora { factors, magnitude, axis, ratios: Lazy::default() })))
 }
 
@@ -70,7 +72,7 @@ impl Dora {
         }
         scratch.give_floats(values);
         let mut ratios = vec![0f32; cols as usize];
-        self.magnitude.rows(0..1, &mut ratios, scratch)?;
+        self.magnitude.rows(0..cols, &mut ratios, scratch)?;
         ratios.iter_mut().zip(&sums).for_each(|(m, s)| *m /= s.sqrt() as f32);
         Ok(ratios)
     }
@@ -100,17 +102,18 @@ impl LowRank for Dora {
 
 impl Magnitudes for Dora {
     fn read(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
-        let mut all = scratch.take_floats(self.magnitude.shape().elements() as usize);
-        let read = self.magnitude.rows(0..1, &mut all, scratch);
-        out.copy_from_slice(&all[rows.start as usize..rows.end as usize]);
-        scratch.give_floats(all);
-        read
+        self.magnitude.rows(rows, out, scratch)
     }
 }
 
 impl Rewrite for Dora {
     fn low_rank(&self) -> Option<&dyn LowRank> {
         (self.axis == Axis::Rows).then_some(self)
+    }
+
+    /// Few enough that the second pass over them, and what is measured afterwards, find them in a core's own cache.
+    fn step(&self, cols: u64) -> u64 {
+        (STEP / 2 / cols.max(1)).max(1)
     }
 
     fn rows(
@@ -124,11 +127,10 @@ impl Rewrite for Dora {
         self.factors.add(rows.clone(), values, scratch, None)?;
         match self.axis {
             Axis::Rows => {
-                let outputs = self.magnitude.shape().elements() as usize;
-                let mut magnitudes = scratch.take_floats(outputs);
-                self.magnitude.rows(0..1, &mut magnitudes, scratch)?;
+                let mut magnitudes = scratch.take_floats((rows.end - rows.start) as usize);
+                self.magnitude.rows(rows, &mut magnitudes, scratch)?;
                 pulp::Arch::new().dispatch(|| {
-                    for (row, m) in values.chunks_exact_mut(cols).zip(&magnitudes[rows.start as usize..]) {
+                    for (row, m) in values.chunks_exact_mut(cols).zip(&magnitudes) {
                         let ratio = m / norm(row);
                         row.iter_mut().for_each(|v| *v *= ratio);
                     }

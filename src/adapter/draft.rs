@@ -9,6 +9,7 @@ use super::change::{Change, Effect, MergeDtype, Meter, Rounding};
 use super::config::AdapterConfig;
 use super::contents::{Module, Tensor};
 use super::error::Mismatch;
+use super::experts::{self, Slice};
 use super::names::{self, Found, Names};
 use super::{AdapterError, BaseInfo, TensorChange};
 use crate::recipe::{Delta, Recipe};
@@ -76,6 +77,8 @@ struct Placed {
 pub(super) struct Draft {
     edits: IndexMap<String, Vec<Placed>>,
     resized: IndexMap<String, Recipe>,
+    /// Changes of single experts of a stack by the adapter at hand, with the first one's module.
+    slices: IndexMap<String, (String, Vec<Slice>)>,
     /// Names of shared parameters that some module made use of.
     pub(super) shared_used: HashSet<String>,
 }
@@ -213,6 +216,15 @@ impl Context<'_> {
         }))
     }
 
+    /// The error for a tensor that should be a matrix and is none.
+    pub(super) fn not_a_matrix(&self, tensor: &Tensor) -> AdapterError {
+        AdapterError::Unfit {
+            adapter: self.label.to_string(),
+            what: format!("tensor {}", tensor.name),
+            cause: format!("has shape {}, not that of a matrix; restore the adapter's file", tensor.recipe.shape()),
+        }
+    }
+
     /// The error for a form without a merged one.
     pub(super) fn refuse(
         &self,
@@ -306,6 +318,19 @@ impl Draft {
     pub(super) fn add(&mut self, adapter: usize, target: &str, module: &str, edit: Edit) {
         let placed = Placed { adapter, module: module.to_string(), edit };
         self.edits.entry(target.to_string()).or_default().push(placed);
+    }
+
+    /// Adds a change of some rows of the stack `target`.
+    pub(super) fn add_slice(&mut self, target: &str, module: &str, slice: Slice) {
+        let (_, slices) = self.slices.entry(target.to_string()).or_insert_with(|| (module.to_string(), Vec::new()));
+        slices.push(slice);
+    }
+
+    /// Adds the changes of stacks that adapter number `adapter` made slice by slice.
+    pub(super) fn place_slices(&mut self, adapter: usize) {
+        for (target, (module, slices)) in std::mem::take(&mut self.slices) {
+            self.add(adapter, &target, &module, experts::together(slices));
+        }
     }
 
     /// Makes a tensor appear in the result, changed or not.

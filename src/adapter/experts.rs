@@ -12,12 +12,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::AdapterError;
-use super::change::{Addend, Effect};
+use super::change::{Addend, Effect, squares};
 use super::contents::{Module, Tensor};
 use super::draft::{Context, Edit, Target};
 use super::lazy::Recent;
 use super::lora;
-use super::lowrank::Factors;
+use super::lowrank::{Factors, Squares};
 use super::names::{Found, last_word};
 use crate::quant::GgmlType;
 use crate::recipe::{ReadError, Recipe, RowSource, Scratch, Term};
@@ -242,6 +242,118 @@ fn split(
     Ok(())
 }
 
+/// Where the matrix of one expert lies in a stack.
+pub(super) struct Place {
+    /// The stack.
+    target: Target,
+    /// Its rows, counted through all experts.
+    rows: Range<u64>,
+}
+
+/// Where an adapter's module for one expert, as `experts.3.up_proj`, lies in a model that stores its experts as a
+/// stack; `None` where the name or the model is of another kind.
+pub(super) fn place(module: &str, cx: &Context) -> Result<Option<Place>, AdapterError> {
+    let mut words = module.rsplitn(3, '.');
+    let (Some(piece), Some(expert), Some(parent)) = (words.next(), words.next(), words.next()) else { return Ok(None) };
+    let Ok(expert) = expert.parse::<u64>() else { return Ok(None) };
+    for (parameter, pieces) in PIECES {
+        let Some(part) = pieces.iter().position(|names| names.contains(&piece)) else { continue };
+        let Some(Stored::Whole(target)) = find(parent, parameter, cx)? else { continue };
+        let parts = pieces.len() as u64;
+        let &[experts, rows, _] = target.shape().dims() else { continue };
+        let transposed = cx.base.model_type.as_deref().is_some_and(|m| TRANSPOSED_MODELS.contains(&m));
+        if transposed || expert >= experts || rows % parts != 0 {
+            continue;
+        }
+        let first = expert * rows + part as u64 * (rows / parts);
+        return Ok(Some(Place { rows: first..first + rows / parts, target }));
+    }
+    Ok(None)
+}
+
+/// Plans the factors of one expert of a stack; they are merged with those of its neighbours in one pass.
+pub(super) fn plan_one(
+    module: &mut Module,
+    place: Place,
+    a: &Tensor,
+    b: &Tensor,
+    cx: &mut Context,
+) -> Result<(), AdapterError> {
+    let Place { target, rows } = place;
+    let (outputs, inputs) = (rows.end - rows.start, target.shape().row_len());
+    let rank = a.dims().first().copied().unwrap_or(0);
+    cx.expect(a, &target, &[rank, inputs])?;
+    cx.expect(b, &target, &[outputs, rank])?;
+    if let Some(magnitude) = module.peek("lora_magnitude_vector") {
+        return Err(cx.refuse(
+            format!("DoRA of a single expert ({})", magnitude.name),
+            format!("the model stores its experts in one tensor, {}", target.name),
+            "use a base model that stores every expert on its own",
+        ));
+    }
+    let scale = lora::scale(&module.name, a, rank, 1, cx)?;
+    let factors = Factors::new(a.recipe.clone(), b.recipe.clone(), scale);
+    let parts = vec![a.clone(), b.clone()];
+    cx.draft.add_slice(&target.name, &module.name, Slice { rows, factors, rank, parts });
+    Ok(())
+}
+
+/// The change of some rows of a stack.
+pub(super) struct Slice {
+    pub(super) rows: Range<u64>,
+    pub(super) factors: Factors,
+    pub(super) rank: u64,
+    pub(super) parts: Vec<Tensor>,
+}
+
+/// The changes of a stack by one adapter, each to rows of its own, in their order.
+struct Slices(Vec<(Range<u64>, Factors)>);
+
+/// One edit of all slices of a stack.
+pub(super) fn together(mut slices: Vec<Slice>) -> Edit {
+    slices.sort_by_key(|s| s.rows.start);
+    let rank = slices.iter().map(|s| s.rank).max();
+    let parts: Vec<Tensor> = slices.iter().flat_map(|s| s.parts.clone()).collect();
+    let effect = Slices(slices.into_iter().map(|s| (s.rows, s.factors)).collect());
+    let parts: Vec<&Tensor> = parts.iter().collect();
+    Edit::new("LoRA of experts", rank, &parts, Effect::Adds(Box::new(effect)))
+}
+
+impl Slices {
+    /// The product of every slice that lies in `rows`, added to its part of `values`; `between` sees the other rows.
+    fn add_to(
+        &self,
+        rows: Range<u64>,
+        values: &mut [f32],
+        scratch: &mut Scratch,
+        between: fn(&[f32]) -> Squares,
+    ) -> Result<Squares, ReadError> {
+        let cols = values.len() / (rows.end - rows.start).max(1) as usize;
+        let (mut sums, mut row) = (Squares::default(), rows.start);
+        let at = |row: u64| (row - rows.start) as usize * cols;
+        let first = self.0.partition_point(|(own, _)| own.end <= rows.start);
+        for (own, factors) in self.0[first..].iter().take_while(|(own, _)| own.start < rows.end) {
+            let (start, end) = (own.start.max(rows.start), own.end.min(rows.end));
+            sums += between(&values[at(row.min(start))..at(start)]);
+            sums += factors.add(start - own.start..end - own.start, &mut values[at(start)..at(end)], scratch, None)?;
+            row = row.max(end);
+        }
+        sums += between(&values[at(row)..]);
+        Ok(sums)
+    }
+}
+
+impl Addend for Slices {
+    fn rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        out.fill(0.0);
+        self.add_to(rows, out, scratch, |_| Squares::default()).map(|_| ())
+    }
+
+    fn add(&self, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Option<Result<Squares, ReadError>> {
+        Some(self.add_to(rows, values, scratch, |rest| Squares { before: squares(rest), added: 0.0 }))
+    }
+}
+
 /// The deltas of a stack of experts, one after another.
 pub(super) struct ExpertDeltas {
     pub(super) factors: Vec<Factors>,
@@ -249,21 +361,31 @@ pub(super) struct ExpertDeltas {
     pub(super) rows: u64,
 }
 
-impl Addend for ExpertDeltas {
-    fn rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
-        out.fill(0.0);
-        let cols = out.len() / (rows.end - rows.start).max(1) as usize;
-        let mut row = rows.start;
-        let mut rest = out;
+impl ExpertDeltas {
+    /// The product of every expert that has rows in `rows`, added to its part of `values`.
+    fn add_to(&self, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<Squares, ReadError> {
+        let cols = values.len() / (rows.end - rows.start).max(1) as usize;
+        let (mut row, mut rest, mut sums) = (rows.start, values, Squares::default());
         while row < rows.end {
             let (expert, first) = (row / self.rows, row % self.rows);
             let count = (self.rows - first).min(rows.end - row);
             let (piece, after) = rest.split_at_mut(count as usize * cols);
-            self.factors[expert as usize].add(first..first + count, piece, scratch, None)?;
+            sums += self.factors[expert as usize].add(first..first + count, piece, scratch, None)?;
             rest = after;
             row += count;
         }
-        Ok(())
+        Ok(sums)
+    }
+}
+
+impl Addend for ExpertDeltas {
+    fn rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        out.fill(0.0);
+        self.add_to(rows, out, scratch).map(|_| ())
+    }
+
+    fn add(&self, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Option<Result<Squares, ReadError>> {
+        Some(self.add_to(rows, values, scratch))
     }
 
     fn terms(&self) -> Option<Vec<Term>> {

@@ -8,7 +8,7 @@
 const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 /// How the parameters of adapters begin. Only `token_adapter` is a word of its own.
-const PARAMETERS: [&str; 16] = [
+const PARAMETERS: [&str; 24] = [
     "lora_",
     "hada_",
     "lokr_",
@@ -23,6 +23,14 @@ const PARAMETERS: [&str; 16] = [
     "fourierft_",
     "shira_",
     "randlora_",
+    "pvera_",
+    "hira_",
+    "delora_",
+    "road_",
+    "gralora_",
+    "vblora_",
+    "beft_",
+    "ln_tuning_",
     "token_adapter",
     "trainable_tokens_",
 ];

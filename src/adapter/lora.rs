@@ -78,6 +78,11 @@ pub(super) fn scale_of(
 }
 
 fn weight(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> Result<(), AdapterError> {
+    if cx.find(&module.name, "weight")?.is_none()
+        && let Some(place) = experts::place(&module.name, cx)?
+    {
+        return experts::plan_one(module, place, a, b, cx);
+    }
     let target = cx.target(&module.name, "weight", &a.name)?;
     let (rank, columns) = flat(a, &target, cx)?;
     let (out, b_rank) = flat(b, &target, cx)?;
@@ -114,7 +119,7 @@ fn weight(module: &mut Module, a: &Tensor, b: &Tensor, cx: &mut Context) -> Resu
     let as_matrix = target.shape().ndim() > 2;
     cx.edit(&target, &module.name, Edit { as_matrix, ..edit });
     if let Some(bias) = module.take("lora_B.bias") {
-        self::bias(&module.name, bias, out, scale, cx)?;
+        self::bias(&module.name, bias, scale, "LoRA bias", cx)?;
     }
     Ok(())
 }
@@ -212,19 +217,27 @@ impl Addend for ScaledVector {
     }
 }
 
-/// `lora_bias`: the bias of `B` joins the layer's.
-fn bias(module: &str, tensor: Tensor, out: u64, scale: f64, cx: &mut Context) -> Result<(), AdapterError> {
+/// A trained addend of a layer's bias joins it; `kind` is the form of the adapter, for the report.
+pub(super) fn bias(
+    module: &str,
+    tensor: Tensor,
+    scale: f64,
+    kind: &'static str,
+    cx: &mut Context,
+) -> Result<(), AdapterError> {
     let Some(target) = cx.find(module, "bias")? else {
         return Err(cx.refuse(
-            format!("lora_bias of {module}"),
+            format!("{kind} of {module}"),
             "the layer of the model has no bias that it could join",
-            "train without lora_bias",
+            "train without it",
         ));
     };
-    if tensor.dims() != [out] || target.shape().dims() != [out] {
+    let out = target.shape().elements();
+    if tensor.recipe.shape().elements() != out || target.shape().dims() != [out] {
         return Err(cx.mismatch(&tensor, &target, format!("{out} elements")));
     }
-    let effect = Effect::Adds(Box::new(ScaledVector { vector: tensor.recipe.clone(), scale: scale as f32 }));
-    cx.edit(&target, module, Edit::new("LoRA bias", None, &[&tensor], effect));
+    let vector = tensor.recipe.clone().reshape(Shape::vector(out))?;
+    let effect = Effect::Adds(Box::new(ScaledVector { vector, scale: scale as f32 }));
+    cx.edit(&target, module, Edit::new(kind, None, &[&tensor], effect));
     Ok(())
 }

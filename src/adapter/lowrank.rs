@@ -7,19 +7,41 @@
 
 use std::ops::Range;
 
+use pulp::Simd;
+
 use super::lazy::Recent;
 use crate::recipe::{LowRank, ReadError, Recipe, Scratch, Term};
 
 /// Columns of a tile: its part of `a` is packed, so that a power-of-two row length does not make the rows of
 /// `a` fight for the same cache sets.
-const COLS: usize = 16;
-
-/// Rows of a tile: with `COLS` columns, as many sums as eight vector registers hold.
-const ROWS: usize = 4;
+const COLS: usize = 32;
 
 /// Elements of `a` that are used on all rows before the next ones are: half of a core's first cache. Tiles next to
 /// each other follow each other, so that rows are walked along and not only crossed.
 const BLOCK: usize = 4096;
+
+/// Sums of squares, gathered while a product is added.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Squares {
+    /// Of the values before.
+    pub(super) before: f64,
+    /// Of what was added.
+    pub(super) added: f64,
+}
+
+impl std::ops::AddAssign for Squares {
+    fn add_assign(&mut self, other: Squares) {
+        self.before += other.before;
+        self.added += other.added;
+    }
+}
+
+impl Squares {
+    /// Whether both are finite; then so is every value after: in f32, squares overflow long before sums do.
+    pub(super) fn finite(&self) -> bool {
+        (self.before + self.added).is_finite()
+    }
+}
 
 /// `B` and `A` of one change, as recipes over the adapter's file: rows are read when they are needed.
 pub(super) struct Factors {
@@ -44,19 +66,18 @@ impl Factors {
         Factors { a, b, scale, tiles: Recent::new() }
     }
 
-    /// Adds the product's rows `rows` to `values`; answers the sum of squares of what was added. With `round`,
-    /// what is added is rounded by it first.
+    /// Adds the product's rows `rows` to `values`. With `round`, what is added is rounded by it first.
     pub(super) fn add(
         &self,
         rows: Range<u64>,
         values: &mut [f32],
         scratch: &mut Scratch,
         round: Option<fn(f32) -> f32>,
-    ) -> Result<f64, ReadError> {
+    ) -> Result<Squares, ReadError> {
         let rank = self.rank();
         let cols = self.a.shape().row_len() as usize;
         if rank == 0 || values.is_empty() {
-            return Ok(0.0);
+            return Ok(Squares { before: super::change::squares(values), added: 0.0 });
         }
         let tiles = self.tiles.get(|| {
             let mut a = scratch.take_floats(rank * cols);
@@ -92,21 +113,13 @@ impl LowRank for Factors {
     }
 }
 
-/// `values += scale * b @ a` for `values` `[n, m]`, `b` `[n, rank]` and `a` `[rank, m]`. Answers the sum of
-/// squares of what was added.
-pub(super) fn add_product(
-    values: &mut [f32],
-    b: &[f32],
-    a: &[f32],
-    rank: usize,
-    scale: f32,
-    round: Option<fn(f32) -> f32>,
-) -> f64 {
+/// `values += scale * b @ a` for `values` `[n, m]`, `b` `[n, rank]` and `a` `[rank, m]`.
+pub(super) fn add_product(values: &mut [f32], b: &[f32], a: &[f32], rank: usize, scale: f32) {
     if rank == 0 || values.is_empty() {
-        return 0.0;
+        return;
     }
     let (tiles, cols) = (tiled(a, rank), a.len() / rank);
-    pulp::Arch::new().dispatch(Product { values, cols, b, tiles: &tiles, rank, scale, round })
+    pulp::Arch::new().dispatch(Product { values, cols, b, tiles: &tiles, rank, scale, round: None });
 }
 
 /// `a` `[rank, m]` as tiles `[m / COLS, rank, COLS]`; the last is filled up with zeros.
@@ -131,84 +144,139 @@ struct Product<'a> {
     round: Option<fn(f32) -> f32>,
 }
 
-impl pulp::NullaryFnOnce for Product<'_> {
-    type Output = f64;
+impl pulp::WithSimd for Product<'_> {
+    type Output = Squares;
 
+    /// With as many sums in registers as there are registers for them, beside two of `a`, one of `b` and a product.
     #[inline(always)]
-    fn call(self) -> f64 {
+    fn with_simd<S: Simd>(self, simd: S) -> Squares {
+        match S::F32_LANES {
+            16 => self.tiles::<S, 8, 2>(simd),
+            8 => self.tiles::<S, 4, 2>(simd),
+            4 => self.tiles::<S, 4, 4>(simd),
+            _ => self.tiles::<S, 1, 8>(simd),
+        }
+    }
+}
+
+impl Product<'_> {
+    /// Goes through the tiles, `R` rows at a time.
+    #[inline(always)]
+    fn tiles<S: Simd, const R: usize, const V: usize>(self, simd: S) -> Squares {
         let Product { values, cols, b, tiles, rank, scale, round } = self;
         let tile_len = rank * COLS;
         let together = (BLOCK / tile_len).max(1);
-        let mut squares = 0f64;
+        let mut squares = Squares::default();
         for (block, tiles) in tiles.chunks(together * tile_len).enumerate() {
-            for (values, b) in values.chunks_mut(ROWS * cols).zip(b.chunks(ROWS * rank)) {
-                let mut lanes = [0f32; COLS];
+            for (values, b) in values.chunks_mut(R * cols).zip(b.chunks(R * rank)) {
+                let mut sums = [simd.splat_f32s(0.0); 2];
                 for (i, a) in tiles.chunks_exact(tile_len).enumerate() {
                     let first = (block * together + i) * COLS;
                     let width = COLS.min(cols - first);
-                    let mut tile = [[0f32; COLS]; ROWS];
-                    if b.len() == ROWS * rank {
-                        full_tile(&mut tile, b, a, rank);
-                    } else {
-                        for (sums, b) in tile.iter_mut().zip(b.chunks_exact(rank)) {
-                            one_row(sums, b, a);
-                        }
+                    if b.len() == R * rank && width == COLS && round.is_none() {
+                        let part = Part { a, b, rank, scale };
+                        tile::<S, R, V>(simd, part, &mut values[first..], cols, &mut sums);
+                        continue;
                     }
-                    for (sums, values) in tile.iter_mut().zip(values.chunks_exact_mut(cols)) {
-                        sums.iter_mut().for_each(|x| *x *= scale);
-                        if let Some(round) = round {
-                            sums.iter_mut().for_each(|x| *x = round(*x));
-                        }
-                        match values[first..first + width].first_chunk_mut::<COLS>() {
-                            Some(values) => values.iter_mut().zip(&*sums).for_each(|(v, s)| *v += *s),
-                            None => values[first..first + width].iter_mut().zip(&*sums).for_each(|(v, s)| *v += *s),
-                        }
-                        // Beyond the width the sums are zero.
-                        lanes.iter_mut().zip(&*sums).for_each(|(l, s)| *l += s * s);
+                    for (values, b) in values.chunks_exact_mut(cols).zip(b.chunks_exact(rank)) {
+                        let part = Part { a, b, rank, scale };
+                        let values = &mut values[first..first + width];
+                        edge::<S, V>(simd, part, values, round, &mut sums);
                     }
                 }
-                squares += f64::from(sum_pairwise(&lanes));
+                squares.before += f64::from(simd.reduce_sum_f32s(sums[0]));
+                squares.added += f64::from(simd.reduce_sum_f32s(sums[1]));
             }
         }
         squares
     }
 }
 
-/// Sums of `ROWS` rows of `b` over one packed tile of `a`.
-#[inline(always)]
-fn full_tile(tile: &mut [[f32; COLS]; ROWS], b: &[f32], packed: &[f32], rank: usize) {
-    let (b0, rest) = b.split_at(rank);
-    let (b1, rest) = rest.split_at(rank);
-    let (b2, b3) = rest.split_at(rank);
-    let [mut s0, mut s1, mut s2, mut s3] = *tile;
-    for ((((a, x0), x1), x2), x3) in packed.chunks_exact(COLS).zip(b0).zip(b1).zip(b2).zip(b3) {
-        for j in 0..COLS {
-            s0[j] += x0 * a[j];
-            s1[j] += x1 * a[j];
-            s2[j] += x2 * a[j];
-            s3[j] += x3 * a[j];
-        }
-    }
-    *tile = [s0, s1, s2, s3];
+/// A tile's part of the factors.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    /// `[rank, COLS]`
+    a: &'a [f32],
+    /// `[R, rank]`
+    b: &'a [f32],
+    rank: usize,
+    scale: f32,
 }
 
-/// Sums of one row of `b` over one packed tile of `a`.
+/// The scaled sums of `R` rows and `V` vectors of a tile, from column `at` on.
 #[inline(always)]
-fn one_row(sums: &mut [f32; COLS], b: &[f32], packed: &[f32]) {
-    for (a, x) in packed.chunks_exact(COLS).zip(b) {
-        for j in 0..COLS {
-            sums[j] += x * a[j];
+fn sums<S: Simd, const R: usize, const V: usize>(simd: S, part: Part, at: usize) -> [[S::f32s; V]; R] {
+    let b: [&[f32]; R] = std::array::from_fn(|r| &part.b[r * part.rank..][..part.rank]);
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    for k in 0..part.rank {
+        let a = vectors::<S, V>(&part.a[k * COLS + at..]);
+        for r in 0..R {
+            let x = simd.splat_f32s(b[r][k]);
+            for v in 0..V {
+                sums[r][v] = simd.add_f32s(sums[r][v], simd.mul_f32s(x, a[v]));
+            }
+        }
+    }
+    let scale = simd.splat_f32s(part.scale);
+    sums.map(|row| row.map(|sum| simd.mul_f32s(sum, scale)))
+}
+
+/// Adds the product of a tile to `R` rows of `COLS` values that lie `stride` apart, and the squares to `squares`.
+#[inline(always)]
+fn tile<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    part: Part,
+    values: &mut [f32],
+    stride: usize,
+    squares: &mut [S::f32s; 2],
+) {
+    for at in (0..COLS).step_by(V * S::F32_LANES) {
+        for (r, sums) in sums::<S, R, V>(simd, part, at).into_iter().enumerate() {
+            let (values, _) = S::as_mut_simd_f32s(&mut values[r * stride + at..][..V * S::F32_LANES]);
+            for (value, sum) in values.iter_mut().zip(sums) {
+                squares[0] = simd.add_f32s(squares[0], simd.mul_f32s(*value, *value));
+                squares[1] = simd.add_f32s(squares[1], simd.mul_f32s(sum, sum));
+                *value = simd.add_f32s(*value, sum);
+            }
         }
     }
 }
 
+/// One row of a tile that is not full, or whose sums are rounded.
 #[inline(always)]
-fn sum_pairwise(row: &[f32; COLS]) -> f32 {
-    let mut half = [0f32; COLS / 2];
-    for j in 0..COLS / 2 {
-        half[j] = row[j] + row[j + COLS / 2];
+fn edge<S: Simd, const V: usize>(
+    simd: S,
+    part: Part,
+    values: &mut [f32],
+    round: Option<fn(f32) -> f32>,
+    squares: &mut [S::f32s; 2],
+) {
+    let (mut added, mut before) = ([0f32; COLS], [0f32; COLS]);
+    let (vectors, _) = S::as_mut_simd_f32s(&mut added);
+    for (i, vectors) in vectors.chunks_exact_mut(V).enumerate() {
+        let [row] = sums::<S, 1, V>(simd, part, i * V * S::F32_LANES);
+        vectors.copy_from_slice(&row);
     }
-    half.iter().sum()
+    if let Some(round) = round {
+        added.iter_mut().for_each(|x| *x = round(*x));
+    }
+    before[..values.len()].copy_from_slice(values);
+    values.iter_mut().zip(&added).for_each(|(v, s)| *v += *s);
+    // Beyond the width both are zero.
+    for (squares, all) in squares.iter_mut().zip([&before, &added]) {
+        for x in S::as_simd_f32s(all).0 {
+            *squares = simd.add_f32s(*squares, simd.mul_f32s(*x, *x));
+        }
+    }
+}
+
+/// The first `V` vectors.
+#[inline(always)]
+fn vectors<S: Simd, const V: usize>(values: &[f32]) -> &[S::f32s; V] {
+    match S::as_simd_f32s(&values[..V * S::F32_LANES]).0.first_chunk() {
+        Some(vectors) => vectors,
+        None => panic!("{} values are not {V} vectors", values.len()),
+    }
 }
 
 #[cfg(test)]
@@ -227,6 +295,11 @@ mod tests {
         }
     }
 
+    fn added(values: &mut [f32], b: &[f32], a: &[f32], rank: usize, scale: f32) -> Squares {
+        let (tiles, cols) = (tiled(a, rank), a.len() / rank);
+        pulp::Arch::new().dispatch(Product { values, cols, b, tiles: &tiles, rank, scale, round: None })
+    }
+
     fn noise(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let next = || {
@@ -240,16 +313,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tiles_equal_the_rule_bit_for_bit(rows in 1usize..11, cols in 1usize..70, rank in 1usize..20, seed: u64) {
+        fn tiles_equal_the_rule_bit_for_bit(rows in 1usize..20, cols in 1usize..140, rank in 1usize..20, seed: u64) {
             let (b, a) = (noise(rows * rank, seed), noise(rank * cols, seed ^ 1));
             let mut ours = noise(rows * cols, seed ^ 2);
             let mut rule = ours.clone();
             let before = ours.clone();
-            let squares = add_product(&mut ours, &b, &a, rank, 0.37, None);
+            let squares = added(&mut ours, &b, &a, rank, 0.37);
             naive(&mut rule, &b, &a, rank, 0.37);
             prop_assert!(ours.iter().zip(&rule).all(|(x, y)| x.to_bits() == y.to_bits()));
             let expected: f64 = ours.iter().zip(&before).map(|(x, y)| f64::from(x - y).powi(2)).sum();
-            prop_assert!((squares - expected).abs() <= 1e-3 * expected + 1e-9);
+            prop_assert!((squares.added - expected).abs() <= 1e-3 * expected + 1e-9);
+            let expected: f64 = before.iter().map(|x| f64::from(*x).powi(2)).sum();
+            prop_assert!((squares.before - expected).abs() <= 1e-3 * expected + 1e-9);
         }
     }
 }

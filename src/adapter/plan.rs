@@ -1,16 +1,20 @@
 //! From adapters to changes: each kind's rule is asked in turn, tied heads are untied where the merge parts them,
 //! and what looks wrong without being wrong is told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+use super::change::{MergeDtype, Rounding};
 use super::config::AdapterConfig;
 use super::contents::Module;
 use super::draft::{Context, Draft, REPLACED};
-use super::names::{self, Names};
+use super::names::Names;
 use super::{Adapter, AdapterError, BaseInfo, MergeOptions, MergeSummary, TensorChange};
-use super::{blocks, lora, products, replicate, rotations, saved, scaled, sparse};
+use super::{
+    blocks, coverage, delora, gralora, hira, lora, products, replicate, road, rotations, saved, scaled, sparse, vblora,
+};
 use crate::recipe::Recipe;
 use crate::source::TensorSet;
 
@@ -18,7 +22,7 @@ use crate::source::TensorSet;
 const NEARLY_ZERO: f64 = 1e-6;
 
 /// Kinds of adapters that act on the activations or the prompt: there is no weight they could become.
-const NOT_WEIGHTS: [(&str, &str); 9] = [
+const NOT_WEIGHTS: [(&str, &str); 11] = [
     ("PROMPT_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
     ("MULTITASK_PROMPT_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
     ("P_TUNING", "its trained vectors are prepended to the prompt, they are no change of any weight"),
@@ -28,10 +32,12 @@ const NOT_WEIGHTS: [(&str, &str); 9] = [
     ("ADAPTION_PROMPT", "its gated attention to a trained prompt is no change of any weight"),
     ("XLORA", "its mixture of adapters is chosen anew for every token"),
     ("POLY", "its mixture of adapters is chosen anew for every task"),
+    ("LILY", "its router mixes its products anew for every input"),
+    ("SHADOW", "it is a second model that runs beside the first"),
 ];
 
 /// Kinds of adapters that are merged.
-const MERGED: [&str; 16] = [
+const MERGED: [&str; 24] = [
     "LORA",
     "TRAINABLE_TOKENS",
     "ADALORA",
@@ -48,6 +54,14 @@ const MERGED: [&str; 16] = [
     "C3A",
     "FOURIERFT",
     "SHIRA",
+    "PVERA",
+    "HIRA",
+    "DELORA",
+    "ROAD",
+    "GRALORA",
+    "VBLORA",
+    "BEFT",
+    "LN_TUNING",
 ];
 
 /// Refuses kinds that cannot be merged, by name and reason, before their weights are looked for.
@@ -128,7 +142,7 @@ pub fn apply(
     let mut draft = Draft::default();
     for (index, (adapter, _)) in adapters.iter().enumerate() {
         warn_about_base(adapter, base, &mut summary.warnings);
-        warn_about_coverage(adapter, tensors, &mut summary.warnings);
+        coverage::warn(adapter, tensors, &mut summary.warnings);
         let contents = adapter.contents.clone();
         let kind = adapter.config.kind()?;
         let mut cx = Context {
@@ -153,6 +167,7 @@ pub fn apply(
             let wrappers = wrappers.get(&module.name).copied().unwrap_or(1);
             plan_module(&kind, module, wrappers, &mut cx)?;
         }
+        draft.place_slices(index);
         let unused = contents.shared.values().find(|t| !draft.shared_used.contains(&t.name));
         if let Some(tensor) = unused {
             return Err(AdapterError::Unconsumed {
@@ -167,9 +182,25 @@ pub fn apply(
     let labels: Vec<(String, f64)> = adapters.iter().map(|(a, w)| (a.label.clone(), f64::from(*w))).collect();
     let before = names.embedding().and_then(|e| tensors.get(e)).map(|r| r.shape().rows());
     summary.changes = draft.place(tensors, &labels, head, options.dtype)?;
+    round_others(tensors, &summary.changes, options.dtype);
     let after = names.embedding().and_then(|e| tensors.get(e)).map(|r| r.shape().rows());
     summary.vocab_size = after.filter(|_| after != before);
     Ok(summary)
+}
+
+/// Rounds the tensors that no adapter changes to the type that the model is merged in: PEFT's was loaded in it whole.
+/// Blocks of a GGUF are copied as they are.
+fn round_others(tensors: &mut TensorSet, changes: &[TensorChange], dtype: MergeDtype) {
+    let (Some(round), Some(precision)) = (dtype.rounding(), dtype.precision()) else { return };
+    let changed: HashSet<&str> = changes.iter().map(|c| c.tensor.as_str()).collect();
+    let others: Vec<(String, Recipe)> = tensors
+        .iter()
+        .filter(|(name, r)| !changed.contains(name) && r.precision() != precision && r.native().is_none())
+        .map(|(name, recipe)| (name.to_string(), recipe.clone()))
+        .collect();
+    for (name, recipe) in others {
+        tensors.set(name, recipe.merged(vec![Arc::new(Rounding(round))]).with_precision(precision));
+    }
 }
 
 /// Asks the rule of the adapter's kind what a module's parameters change.
@@ -189,6 +220,14 @@ fn plan_module(kind: &str, module: Module, wrappers: usize, cx: &mut Context) ->
         "C3A" => blocks::c3a(module, cx),
         "FOURIERFT" => sparse::fourierft(module, cx),
         "SHIRA" => sparse::shira(module, cx),
+        "PVERA" => scaled::pvera(module, cx),
+        "HIRA" => hira::hira(module, cx),
+        "DELORA" => delora::delora(module, cx),
+        "ROAD" => road::road(module, cx),
+        "GRALORA" => gralora::gralora(module, cx),
+        "VBLORA" => vblora::vblora(module, cx),
+        "BEFT" => saved::beft(module, cx),
+        "LN_TUNING" => saved::ln_tuning(module, cx),
         _ => lora::plan(module, wrappers, cx),
     }
 }
@@ -261,39 +300,6 @@ impl Draft {
             }
         }
         Ok(true)
-    }
-}
-
-/// Tells when an adapter holds fewer modules than its config targets: an interrupted save, or layers that were
-/// left out on purpose.
-fn warn_about_coverage(adapter: &Adapter, tensors: &TensorSet, warnings: &mut Vec<String>) {
-    let config = &adapter.config;
-    let narrowed = ["layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication"];
-    let Some(serde_json::Value::Array(targets)) = config.get("target_modules") else { return };
-    if narrowed.iter().any(|key| config.get(key).is_some()) {
-        return;
-    }
-    let targets: Vec<&str> = targets.iter().filter_map(serde_json::Value::as_str).collect();
-    let fits = |module: &str| {
-        targets.iter().any(|t| module.strip_suffix(t).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
-    };
-    let held: std::collections::HashSet<String> =
-        adapter.contents.modules.iter().map(|m| names::canonical(&m.name)).collect();
-    let modules = tensors.iter().filter_map(|(name, _)| name.strip_suffix(".weight")).filter(|m| fits(m));
-    let (mut targeted, mut missing, mut first) = (0, 0, None);
-    for module in modules {
-        targeted += 1;
-        if !held.contains(&names::canonical(module)) {
-            missing += 1;
-            first = first.or(Some(module));
-        }
-    }
-    if let Some(first) = first {
-        warnings.push(format!(
-            "{} holds {} of the {targeted} modules that its config targets; the first without is {first}",
-            adapter.label,
-            targeted - missing
-        ));
     }
 }
 

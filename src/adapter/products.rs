@@ -147,11 +147,7 @@ fn side(name: &str, module: &mut Module, cx: &Context) -> Result<(Side, Vec<Tens
         [first, rest @ ..] if !rest.is_empty() => {
             t.recipe.clone().reshape(Shape::matrix(*first, rest.iter().product())).map_err(AdapterError::from)
         }
-        _ => Err(AdapterError::Unfit {
-            adapter: cx.label.to_string(),
-            what: format!("tensor {}", t.name),
-            cause: format!("has shape {}, not that of a matrix", t.recipe.shape()),
-        }),
+        _ => Err(cx.not_a_matrix(t)),
     };
     if let Some(whole) = module.take(name) {
         let left = matrix(&whole)?;

@@ -64,7 +64,7 @@ impl Rewrite for Residual {
         let (b, a) = &*initial;
         let kept = b.len() / base.shape().rows().max(1) as usize;
         let b = &b[rows.start as usize * kept..rows.end as usize * kept];
-        add_product(values, b, a, kept, removed(self.init, self.factors.scale) as f32, None);
+        add_product(values, b, a, kept, removed(self.init, self.factors.scale) as f32);
         self.factors.add(rows, values, scratch, None).map(|_| ())
     }
 
@@ -239,7 +239,7 @@ mod tests {
         let base = Recipe::constant(matrix, w(6).iter().map(|v| *v as f32).collect()).unwrap();
         let (b, a) = largest_singular(&base, 2, &mut Scratch::default()).unwrap();
         let mut product = vec![0f32; rows * cols];
-        add_product(&mut product, &b, &a, 2, 1.0, None);
+        add_product(&mut product, &b, &a, 2, 1.0);
         for (x, y) in product.iter().zip(w(2)) {
             assert!((f64::from(*x) - y).abs() < 2e-6, "{x} {y}");
         }

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::AdapterError;
 use super::change::{Effect, Rewrite};
-use super::contents::{Saved, Tensor};
+use super::contents::{Module, Saved, Tensor};
 use super::draft::{Context, Edit, REPLACED, Target};
-use super::names;
+use super::{lora, names};
 use crate::recipe::{ReadError, Recipe, Scratch, Term};
 
 /// The tensor as the adapter brings it.
@@ -79,6 +79,23 @@ fn resize(target: &mut Target, tensor: &Tensor, is_vocabulary: bool, cx: &mut Co
         if new > old { Recipe::concat(vec![rows, tensor.recipe.clone().slice(old, new - old)?])? } else { rows };
     cx.resize(&target.name, target.recipe.clone());
     Ok(())
+}
+
+/// Plans LN tuning: whole norms, trained, under the wrapper's own name.
+pub(super) fn ln_tuning(mut module: Module, cx: &mut Context) -> Result<(), AdapterError> {
+    for (part, leaf) in [("ln_tuning_layers", "weight"), ("ln_tuning_layers.bias", "bias")] {
+        if let Some(tensor) = module.take(part) {
+            replace(Saved { module: module.name.clone(), leaf: leaf.into(), tensor }, cx)?;
+        }
+    }
+    cx.nothing_left(&module)
+}
+
+/// Plans BEFT: a trained addend `[1, out]` of a layer's bias.
+pub(super) fn beft(mut module: Module, cx: &mut Context) -> Result<(), AdapterError> {
+    let addend = module.need("beft_bias", "other parameters", cx.label)?;
+    lora::bias(&module.name, addend, 1.0, "BEFT", cx)?;
+    cx.nothing_left(&module)
 }
 
 /// Single rows of an embedding, retrained.

@@ -2,7 +2,7 @@
 //!
 //! * IA3 (arXiv:2205.05638): `W' = l ⊙ W`, along the outputs, or along the inputs of a feed-forward module.
 //! * AdaLoRA (arXiv:2303.10512): `Δ = alpha / (r + 1e-5) * B @ (A ⊙ E)`.
-//! * VeRA (arXiv:2310.11454): `Δ = (λ_b ⊙ B) @ (λ_d ⊙ A)`, with projections that all layers share.
+//! * VeRA (arXiv:2310.11454): `Δ = (λ_b ⊙ B) @ (λ_d ⊙ A)`, with projections that all layers share; PVeRA the same.
 //! * RandLora (arXiv:2502.00987): a sum of such products over several bases, with the vectors on the smaller side.
 
 use std::ops::Range;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::AdapterError;
 use super::change::{Effect, Rewrite};
-use super::contents::{Module, Tensor};
+use super::contents::Module;
 use super::draft::{Context, Edit, Weight};
 use super::lazy::Recent;
 use super::lowrank::Factors;
@@ -52,8 +52,8 @@ impl RowSource for ScaledRows {
 }
 
 /// `diag(factors) @ matrix`.
-fn scale_rows(matrix: Recipe, factors: &Tensor) -> Result<Recipe, AdapterError> {
-    let factors = factors.recipe.clone().reshape(Shape::matrix(matrix.shape().rows(), 1))?;
+fn scale_rows(matrix: Recipe, factors: Recipe) -> Result<Recipe, AdapterError> {
+    let factors = factors.reshape(Shape::matrix(matrix.shape().rows(), 1))?;
     Ok(Recipe::source(Arc::new(ScaledRows { matrix, factors })))
 }
 
@@ -79,30 +79,57 @@ pub(super) fn adalora(mut module: Module, cx: &mut Context) -> Result<(), Adapte
     }
     let alpha = cx.config.number("lora_alpha")?.filter(|a| *a > 0.0).unwrap_or(rank as f64);
     let scale = alpha / (rank as f64 + 1e-5);
-    let effect = product(scale_rows(a.recipe.clone(), &e)?, b.recipe.clone(), scale, &weight)?;
+    let effect = product(scale_rows(a.recipe.clone(), e.recipe.clone())?, b.recipe.clone(), scale, &weight)?;
     cx.edit(&weight.target, &module.name, Edit::new("AdaLoRA", Some(rank), &[&a, &b, &e], effect));
     cx.nothing_left(&module)
 }
 
 /// VeRA: two trained vectors, and projections that the file holds when `save_projection` was on.
-pub(super) fn vera(mut module: Module, cx: &mut Context) -> Result<(), AdapterError> {
-    let lambda_b = module.need("vera_lambda_b", "other parameters", cx.label)?;
-    let lambda_d = module.need("vera_lambda_d", "vera_lambda_b", cx.label)?;
-    let (Some(a), Some(b)) = (cx.shared("vera_A", &mut module), cx.shared("vera_B", &mut module)) else {
-        return Err(no_projections("VeRA", cx));
+pub(super) fn vera(module: Module, cx: &mut Context) -> Result<(), AdapterError> {
+    projected(module, ["vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"], "VeRA", 1, cx)
+}
+
+/// PVeRA: VeRA whose activations are drawn at random in training. The first half of `A` and of its vector are the
+/// mean, which is what it computes afterwards; the other half is the variance.
+pub(super) fn pvera(module: Module, cx: &mut Context) -> Result<(), AdapterError> {
+    if cx.config.flag("sample_at_inference")? {
+        return Err(cx.refuse(
+            "PVeRA with sample_at_inference",
+            "it draws its activations at random, so no single set of weights behaves like it",
+            "set sample_at_inference to false in adapter_config.json, for the mean",
+        ));
+    }
+    projected(module, ["pvera_lambda_b", "pvera_lambda_d", "pvera_A", "pvera_B"], "PVeRA", 2, cx)
+}
+
+/// `(λ_b ⊙ B) @ (λ_d ⊙ A)`, with the first of `parts` equal parts of `A` and `λ_d`.
+fn projected(
+    mut module: Module,
+    [lambda_b, lambda_d, a, b]: [&str; 4],
+    kind: &'static str,
+    parts: u64,
+    cx: &mut Context,
+) -> Result<(), AdapterError> {
+    let lambda_b = module.need(lambda_b, "other parameters", cx.label)?;
+    let lambda_d = module.need(lambda_d, &lambda_b.name, cx.label)?;
+    let (Some(a), Some(b)) = (cx.shared(a, &mut module), cx.shared(b, &mut module)) else {
+        return Err(no_projections(kind, cx));
     };
     let weight = cx.weight(&module.name, &lambda_b)?;
-    let rank = lambda_d.recipe.shape().elements();
+    let all = lambda_d.recipe.shape().elements();
+    let rank = all / parts;
     cx.expect(&lambda_b, &weight.target, &[weight.outputs])?;
+    cx.expect(&lambda_d, &weight.target, &[rank * parts])?;
     match (a.dims(), b.dims()) {
         ([a_rows, a_cols], [b_rows, b_cols])
-            if (*a_rows, *b_cols) == (rank, rank) && *a_cols >= weight.inputs && *b_rows >= weight.outputs => {}
-        _ => return Err(cx.mismatch(&a, &weight.target, format!("[{rank}, at least {}]", weight.inputs))),
+            if (*a_rows, *b_cols) == (all, rank) && *a_cols >= weight.inputs && *b_rows >= weight.outputs => {}
+        _ => return Err(cx.mismatch(&a, &weight.target, format!("[{all}, at least {}]", weight.inputs))),
     }
-    let sliced_a = scale_rows(a.recipe.clone().columns(0, weight.inputs)?, &lambda_d)?;
-    let sliced_b = scale_rows(b.recipe.clone().slice(0, weight.outputs)?, &lambda_b)?;
+    let mean = lambda_d.recipe.clone().reshape(Shape::matrix(all, 1))?.slice(0, rank)?;
+    let sliced_a = scale_rows(a.recipe.clone().slice(0, rank)?.columns(0, weight.inputs)?, mean)?;
+    let sliced_b = scale_rows(b.recipe.clone().slice(0, weight.outputs)?, lambda_b.recipe.clone())?;
     let effect = product(sliced_a, sliced_b, 1.0, &weight)?;
-    cx.edit(&weight.target, &module.name, Edit::new("VeRA", Some(rank), &[&a, &b, &lambda_b, &lambda_d], effect));
+    cx.edit(&weight.target, &module.name, Edit::new(kind, Some(rank), &[&a, &b, &lambda_b, &lambda_d], effect));
     cx.nothing_left(&module)
 }
 

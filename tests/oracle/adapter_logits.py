@@ -40,6 +40,10 @@ FORMS = {
     "RandLoRA": P.RandLoraConfig(r=8, randlora_alpha=8, target_modules=ATTN, save_projection=True, **C), "HRA": P.HRAConfig(r=4, target_modules=ALL, **C),
     "MiSS": P.MissConfig(r=16, target_modules=ALL, **C), "C3A": P.C3AConfig(block_size=64, target_modules=ATTN, **C),
     "FourierFT": P.FourierFTConfig(n_frequency=300, scaling=40.0, target_modules=ALL, **C), "SHiRA": P.ShiraConfig(r=4, target_modules=ALL, **C),
+    "PVeRA": P.PveraConfig(r=16, target_modules=ATTN, save_projection=True, **C), "HiRA": P.HiraConfig(r=16, target_modules=ALL, **C),
+    "DeLoRA": P.DeloraConfig(r=8, target_modules=ALL, **C), "RoAd": P.RoadConfig(variant="road_2", group_size=32, target_modules=ALL, **C),
+    "GraLoRA": P.GraloraConfig(r=16, hybrid_r=4, gralora_k=2, target_modules=ALL, **C), "LN tuning": P.LNTuningConfig(target_modules=["input_layernorm", "norm"], **C),
+    "VB-LoRA": P.VBLoRAConfig(r=4, num_vectors=64, vector_length=64, topk=2, target_modules=ALL, **C),
 }
 
 
@@ -50,12 +54,12 @@ def randomize(model, keep):
             if not p.requires_grad:
                 continue
             noise = torch.randn(p.shape, generator=g)
-            if any(w in n for w in ("magnitude", "ia3_l", "boft_s", "vera_lambda_d", "modules_to_save", "trainable_tokens_delta")):
+            if any(w in n for w in ("magnitude", "ia3_l", "boft_s", "vera_lambda_d", "modules_to_save", "trainable_tokens_delta", "road_alpha", "delora_lambda", "ln_tuning_layers")):
                 p.mul_(1 + 0.05 * noise)
             elif keep:
                 p.add_(0.005 * noise)
             else:
-                p.copy_(0.02 * noise * (20 if "fourier" in n else 1))
+                p.copy_(0.02 * noise * (20 if "fourier" in n or "vblora_logits" in n else 5 if "road_theta" in n else 1))
 
 
 def predictions(gguf, prompts):

@@ -107,6 +107,18 @@ FORMS = {
     "VeRA 256": ({"peft_type": "VERA", "r": 256}, lambda o, i: [("vera_lambda_b", (o,)), ("vera_lambda_d", (256,))], [("vera_A", (256, F)), ("vera_B", (F, 256))]),
     "HRA 8": ({"peft_type": "HRA", "r": 8}, lambda o, i: [("hra_u", (i, 8))]),
     "MiSS 16": ({"peft_type": "MISS", "r": 16}, lambda o, i: [("miss_block", (16, o))]),
+    "IA3": ({"peft_type": "IA3", "feedforward_modules": []}, lambda o, i: [("ia3_l", (o, 1))]),
+    "AdaLoRA 16": ({"peft_type": "ADALORA", "lora_alpha": 16}, lambda o, i: lora(16)(o, i) + [("lora_E", (16, 1))]),
+    "C3A 256": ({"peft_type": "C3A", "block_size": 256}, lambda o, i: [("c3a_kernel", (o // 256, i // 256, 256))]),
+    "FourierFT 1000": ({"peft_type": "FOURIERFT", "n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777}, lambda o, i: [("fourierft_spectrum", (1000,))]),
+    "RandLora 32": ({"peft_type": "RANDLORA", "r": 32, "randlora_alpha": 64}, lambda o, i: [("randlora_lambda", (32, -(-min(o, i) // 32))), ("randlora_gamma", (-(-min(o, i) // 32), min(o, i)))],
+                    [("randlora_A", (32, 1, H)), ("randlora_B", (F, -(-H // 32), 32))]),
+    "PVeRA 256": ({"peft_type": "PVERA", "r": 256}, lambda o, i: [("pvera_lambda_b", (o,)), ("pvera_lambda_d", (512,))], [("pvera_A", (512, F)), ("pvera_B", (F, 256))]),
+    "HiRA 32": ({"peft_type": "HIRA", "r": 32}, lambda o, i: [("hira_A", (32, i)), ("hira_B", (o, 32))]),
+    "DeLoRA 16": ({"peft_type": "DELORA", "r": 16}, lambda o, i: [("delora_A", (16, i)), ("delora_B", (o, 16)), ("delora_lambda", (1,)), ("delora_w_norm", (i,))]),
+    "RoAd 1": ({"peft_type": "ROAD", "variant": "road_1", "group_size": 64}, lambda o, i: [("road_theta", (o // 2,)), ("road_alpha", (o // 2,))]),
+    "GraLoRA 32": ({"peft_type": "GRALORA", "r": 32, "gralora_k": 2, "alpha": 64}, lambda o, i: [("gralora_A", (2, i // 2, 32)), ("gralora_B", (2, 32, o // 2))]),
+    "VB-LoRA 4": ({"peft_type": "VBLORA", "r": 4, "topk": 2}, lambda o, i: [("vblora_logits_A", (4, i // 256, 256)), ("vblora_logits_B", (o // 256, 4, 256))], [("vblora_vector_bank", (256, 256))]),
 }
 
 

@@ -80,11 +80,11 @@ def randomize(model, seed, scale=0.05):
             if not p.requires_grad:
                 continue
             noise = torch.randn(p.shape, generator=g)
-            multiplies = any(w in n for w in ("magnitude", "ia3_l", "boft_s", "vera_lambda_d"))
+            multiplies = any(w in n for w in ("magnitude", "ia3_l", "boft_s", "vera_lambda_d", "road_alpha", "delora_lambda"))
             if multiplies:
                 p.mul_(1 + 0.1 * noise)
                 p.add_(0.01 * noise)
-            elif any(w in n for w in ("modules_to_save", "trainable_tokens_delta", "original_module", "base_layer")) or (n.endswith(".bias") and "lora" not in n):
+            elif any(w in n for w in ("modules_to_save", "trainable_tokens_delta", "original_module", "base_layer", "ln_tuning_layers")) or (n.endswith(".bias") and "lora" not in n):
                 p.add_(scale * noise)
             else:
                 p.copy_((scale * noise).to(p.dtype))
@@ -294,6 +294,14 @@ def cases():
     yield "shira-llama", "llama", P.ShiraConfig(r=3, target_modules=ALL, **C), {}
     yield "randlora-llama", "llama", P.RandLoraConfig(r=6, randlora_alpha=20, target_modules=ALL, save_projection=True, **C), {}
     yield "randlora-sparse-llama", "llama", P.RandLoraConfig(r=6, randlora_alpha=20, target_modules=ATTN, save_projection=True, sparse=True, **C), {}
+    yield "pvera-llama", "llama", P.PveraConfig(r=8, target_modules=ALL, save_projection=True, **C), {}
+    yield "hira-llama", "llama", P.HiraConfig(r=4, target_modules=ALL, **C), {}
+    yield "delora-llama", "llama", P.DeloraConfig(r=4, target_modules=ALL, delora_lambda=3, **C), {}
+    yield "road-llama", "llama-bias", P.RoadConfig(variant="road_2", group_size=8, target_modules=ALL, **C), {}
+    yield "gralora-llama", "llama", P.GraloraConfig(r=4, hybrid_r=2, gralora_k=2, alpha=6, target_modules=ALL, **C), {}
+    yield "vblora-llama", "llama", P.VBLoRAConfig(r=3, num_vectors=12, vector_length=8, topk=2, target_modules=ALL, **C), {}
+    yield "beft-llama", "llama-bias", P.BeftConfig(target_modules=["v_proj", "down_proj"], **C), {}
+    yield "lntuning-llama", "llama", P.LNTuningConfig(target_modules=["input_layernorm", "norm"], **C), {}
     yield "tokens-packed-llama", "llama", L(trainable_token_indices=[3, 30, 7]), {}
     yield "c3a-packed-llama", "llama", P.C3AConfig(block_size=8, target_modules=ALL, **C), {}
     yield "replicated-packed-llama", "llama", L(layer_replication=[[0, 1], [0, 1]]), dict(reference="unshared")
@@ -310,7 +318,8 @@ PACKED = ["lora-llama", "rslora-patterns-qwen2", "lora-bias-llama", "bias-all-ll
           "replicated-packed-llama", "pissa-llama", "olora-qwen3", "bin-llama", "two-kinds-llama", "experts-mixtral", "experts-square-gptoss",
           "loha-llama", "lokr-both-llama", "ia3-llama", "oft-llama", "oft-neumann-qwen3", "boft-llama", "adalora-llama", "vera-llama",
           "hra-gs-qwen3", "miss-llama", "miss-bat-llama", "fourierft-gpt2", "shira-llama", "randlora-sparse-llama", "bf16-embedding-llama",
-          "tokens-packed-llama", "c3a-packed-llama"]
+          "tokens-packed-llama", "c3a-packed-llama", "pvera-llama", "hira-llama", "delora-llama", "road-llama", "gralora-llama",
+          "vblora-llama", "beft-llama", "lntuning-llama"]
 
 
 def pack(folder, name, target):

@@ -1,0 +1,70 @@
+//! HiRA (arXiv:2505.17844): a low-rank product that multiplies the weight itself: `W' = W + W ⊙ (B @ A)`.
+//!
+//! Stored shapes are those of LoRA: linear `A` `[r, in]`, `B` `[out, r]`; embedding `A` `[r, vocabulary]`,
+//! `B` `[dim, r]`; convolution `A` `[r, in, ..]`, `B` `[out, r, 1, ..]`. There is no scale.
+
+use std::ops::Range;
+
+use super::AdapterError;
+use super::change::{Effect, Rewrite};
+use super::contents::{Module, Tensor};
+use super::draft::{Context, Edit};
+use super::lowrank::Factors;
+use crate::recipe::{ReadError, Recipe, Scratch};
+use crate::shape::Shape;
+
+struct Modulated(Factors);
+
+impl Rewrite for Modulated {
+    fn rows(&self, _: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+        let mut product = scratch.take_floats(values.len());
+        product.fill(0.0);
+        let result = self.0.add(rows, &mut product, scratch, None);
+        values.iter_mut().zip(&product).for_each(|(v, p)| *v += *v * p);
+        scratch.give_floats(product);
+        result.map(|_| ())
+    }
+}
+
+/// Plans HiRA.
+pub(super) fn hira(mut module: Module, cx: &mut Context) -> Result<(), AdapterError> {
+    let (a_name, b_name) = match module.has("hira_embedding_A") || module.has("hira_embedding_B") {
+        true => ("hira_embedding_A", "hira_embedding_B"),
+        false => ("hira_A", "hira_B"),
+    };
+    let a = module.need(a_name, "other parameters", cx.label)?;
+    let b = module.need(b_name, a_name, cx.label)?;
+    let weight = cx.weight(&module.name, &a)?;
+    let (rank, a_flat) = matrix(&a, cx)?;
+    let (_, b_flat) = matrix(&b, cx)?;
+    // An embedding's inputs are its rows.
+    let is_embedding = a_name == "hira_embedding_A";
+    let (rows, cols) = weight.target.matrix();
+    let (outputs, inputs) = if is_embedding { (cols, rows) } else { (weight.outputs, weight.inputs) };
+    if a_flat.shape().row_len() != inputs {
+        return Err(cx.mismatch(&a, &weight.target, format!("{inputs} columns")));
+    }
+    if b_flat.shape().dims() != [outputs, rank] {
+        return Err(cx.mismatch(&b, &weight.target, format!("[{outputs}, {rank}]")));
+    }
+    let factors = if is_embedding || weight.transposed {
+        Factors::new(b_flat.transposed()?, a_flat.transposed()?, 1.0)
+    } else {
+        Factors::new(a_flat, b_flat, 1.0)
+    };
+    let effect = Effect::Rewrites(Box::new(Modulated(factors)));
+    let edit = Edit::new("HiRA", Some(rank), &[&a, &b], effect);
+    cx.edit(&weight.target, &module.name, Edit { as_matrix: true, ..edit });
+    cx.nothing_left(&module)
+}
+
+/// The first dimension of a factor, and the factor with the others in one.
+fn matrix(tensor: &Tensor, cx: &Context) -> Result<(u64, Recipe), AdapterError> {
+    match tensor.dims() {
+        [first, rest @ ..] if !rest.is_empty() => {
+            let shape = Shape::matrix(*first, rest.iter().product());
+            Ok((*first, tensor.recipe.clone().reshape(shape)?))
+        }
+        _ => Err(cx.not_a_matrix(tensor)),
+    }
+}
