@@ -37,7 +37,12 @@ fn damaged_tensors_leave_no_file() {
     let a = &format!("{Q}.lora_A.weight");
     let b = &format!("{Q}.lora_B.weight");
     let other = "base_model.model.model.layers.0.self_attn.query.lora_A.weight";
-    refused_as(|_, t| rename(t, a, other), &[other, "the model does not have"]);
+    refused_as(|_, t| rename(t, a, other), &["has lora_B but no lora_A"]);
+    let both = |_: &mut Value, t: &mut Tensors| {
+        rename(t, a, other);
+        rename(t, b, &other.replace("lora_A", "lora_B"));
+    };
+    refused_as(both, &[other, "the model does not have"]);
     refused_as(|_, t| drop(t.remove(b)), &["has lora_A but no lora_B"]);
     refused_as(|_, t| t.retain(|_, _| false), &["holds no tensors"]);
     refused_as(|_, t| drop(t.insert(format!("{Q}.lora_C"), (vec![1], vec![0.0]))), &["lora_C is not understood"]);
@@ -78,7 +83,7 @@ fn an_adapter_of_another_model_leaves_no_file() {
 
 #[test]
 fn every_bad_setting_is_named() {
-    let bad: [(&str, Value, &[&str]); 22] = [
+    let bad: [(&str, Value, &[&str]); 31] = [
         ("peft_type", json!(null), &["peft_type is missing"]),
         ("peft_type", json!("LORAX"), &["LORAX", "not known"]),
         ("peft_type", json!(["LORA"]), &["peft_type is [\"LORA\"]"]),
@@ -99,7 +104,16 @@ fn every_bad_setting_is_named() {
         ("layer_replication", json!("twice"), &["layer_replication"]),
         ("init_lora_weights", json!("pissa_niter_4"), &["pissa_niter_4", "cannot be merged"]),
         ("init_lora_weights", json!("loftq"), &["loftq", "cannot be merged"]),
-        ("target_parameters", json!(7), &["target_parameters is 7"]),
+        ("init_lora_weights", json!("odd"), &["\"odd\"", "not known here"]),
+        ("init_lora_weights", json!(7), &["init_lora_weights is 7"]),
+        ("target_parameters", json!(7), &["target_parameters is 7, not names of modules"]),
+        ("target_modules", json!({"q_proj": 1}), &["target_modules is {"]),
+        ("modules_to_save", json!([1]), &["modules_to_save is [1]"]),
+        ("exclude_modules", json!(3), &["exclude_modules is 3"]),
+        ("layers_to_transform", json!("all"), &["layers_to_transform is \"all\", not numbers of layers"]),
+        ("fan_in_fan_out", json!("no"), &["fan_in_fan_out is \"no\""]),
+        ("lora_bias", json!(0), &["lora_bias is 0"]),
+        ("base_model_name_or_path", json!(5), &["base_model_name_or_path is 5, not a text"]),
         ("trainable_token_indices", json!("all"), &["trainable_token_indices is \"all\""]),
     ];
     for (key, value, words) in bad {
@@ -167,7 +181,7 @@ fn a_report_tells_what_changed_and_by_how_much() {
     let adapters = report["adapters"].as_array().unwrap();
     assert_eq!(
         (&adapters[0]["weight"], &adapters[0]["kind"], &adapters[0]["tensors"]),
-        (&json!(-0.5), &json!("LORA"), &json!(25))
+        (&json!(-0.5), &json!("LoRA"), &json!(25))
     );
     let changes = report["changes"].as_array().unwrap();
     assert_eq!(changes.len(), 25 + 28);

@@ -150,8 +150,15 @@ fn settings_of_impossible_values_are_named() {
 
 #[test]
 fn kinds_without_a_merged_form_are_refused_by_name() {
-    for kind in ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "XLORA"] {
+    let of_the_prompt = ["PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "CARTRIDGE"];
+    let of_activations = ["ADAPTION_PROMPT", "XLORA", "POLY", "LILY", "SHADOW"];
+    for kind in of_the_prompt.into_iter().chain(of_activations) {
         refused(|c, _| c["peft_type"] = json!(kind), &[kind, "cannot be merged", "train a LoRA adapter instead"]);
+    }
+    // The others of PEFT 0.21.
+    let unknown = "ADAMSS DEFT FROD GLORA OSF PEANUT PSOFT SUPERTUNING TINYLORA UNILORA WAVEFT";
+    for kind in unknown.split(' ') {
+        refused(|c, _| c["peft_type"] = json!(kind), &[kind, "its merge rule is not known here"]);
     }
     refused(|c, _| c["peft_type"] = json!("NEXT_YEARS_KIND"), &["NEXT_YEARS_KIND", "not known"]);
     refused(|c, _| c["alora_invocation_tokens"] = json!([1]), &["activated LoRA", "tokens in the prompt"]);

@@ -122,6 +122,8 @@ struct Circulant {
     /// `[out / b, in / b, b]`
     kernel: Recipe,
     inputs: f32,
+    /// PEFT rounds the matrix to the model's type before it divides.
+    round: fn(f32) -> f32,
 }
 
 impl Addend for Circulant {
@@ -144,7 +146,7 @@ impl Addend for Circulant {
                 out[t..].copy_from_slice(&w[..size - t]);
                 out[..t].copy_from_slice(&w[size - t..]);
             }
-            out.iter_mut().for_each(|v| *v /= self.inputs);
+            out.iter_mut().for_each(|v| *v = (self.round)(*v) / self.inputs);
         }
         scratch.give_floats(kernel);
         result
@@ -163,7 +165,13 @@ pub(super) fn c3a(mut module: Module, cx: &mut Context) -> Result<(), AdapterErr
         }
     }
     let block = kernel.dims()[2];
-    let effect = Effect::Adds(Box::new(Circulant { kernel: kernel.recipe.clone(), inputs: weight.inputs as f32 }));
-    cx.edit(&weight.target, &module.name, Edit::new("C3A", Some(block), &[&kernel], effect));
+    let effect = Effect::Adds(Box::new(Circulant {
+        kernel: kernel.recipe.clone(),
+        inputs: weight.inputs as f32,
+        round: cx.dtype.rounding().unwrap_or(|x| x),
+    }));
+    // PEFT rounds the delta to the model's type before it adds it.
+    let edit = Edit { rounds_addend: true, ..Edit::new("C3A", Some(block), &[&kernel], effect) };
+    cx.edit(&weight.target, &module.name, edit);
     cx.nothing_left(&module)
 }

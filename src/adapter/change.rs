@@ -103,7 +103,11 @@ pub(super) enum Effect {
 /// How much a tensor changed, gathered while its rows stream by. Rows that are evaluated twice count twice in
 /// both sums, so the ratio stays right.
 #[derive(Debug, Default)]
-pub struct Meter(Mutex<Sums>);
+pub struct Meter {
+    sums: Mutex<Sums>,
+    /// The first change's to the same tensor: what it is given are the rows of the unmerged tensor.
+    first: Option<Arc<Meter>>,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
@@ -113,9 +117,18 @@ struct Sums {
 }
 
 impl Meter {
+    /// The meter of a change that comes after the one that `first` measures.
+    pub(super) fn after(first: Option<Arc<Meter>>) -> Self {
+        Meter { sums: Mutex::default(), first }
+    }
+
+    fn sums(&self) -> Sums {
+        *self.sums.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     /// Adds the sums of squares of `elements` elements of the unmerged tensor and of the change to it.
     pub fn record(&self, base: f64, delta: f64, elements: u64) {
-        let mut sums = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut sums = self.sums.lock().unwrap_or_else(|e| e.into_inner());
         sums.base += base;
         sums.delta += delta;
         sums.elements += elements;
@@ -124,17 +137,16 @@ impl Meter {
     /// `‖Δ‖ / ‖W‖` over the rows seen so far, in the Frobenius norm; `None` before the first row. A change to a
     /// tensor of zeros is infinite.
     pub fn ratio(&self) -> Option<f64> {
-        let sums = *self.0.lock().unwrap_or_else(|e| e.into_inner());
-        match sums {
+        match self.sums() {
             Sums { elements: 0, .. } => None,
             Sums { delta: 0.0, .. } => Some(0.0),
-            Sums { base, delta, .. } => Some((delta / base).sqrt()),
+            Sums { base, delta, .. } => Some((delta / self.first.as_ref().map_or(base, |m| m.sums().base)).sqrt()),
         }
     }
 
     /// `‖Δ‖` over the rows seen so far.
     pub fn norm(&self) -> f64 {
-        self.0.lock().unwrap_or_else(|e| e.into_inner()).delta.sqrt()
+        self.sums().delta.sqrt()
     }
 }
 

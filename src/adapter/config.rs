@@ -54,7 +54,46 @@ impl AdapterConfig {
         let is_adalora = settings.get("peft_type").and_then(Value::as_str) == Some("ADALORA");
         let rank_pattern = if is_adalora { Vec::new() } else { pattern("rank_pattern")? };
         let alpha_pattern = pattern("alpha_pattern")?;
-        Ok(AdapterConfig { path: path.to_path_buf(), settings, rank_pattern, alpha_pattern })
+        let config = AdapterConfig { path: path.to_path_buf(), settings, rank_pattern, alpha_pattern };
+        config.check_kinds_of_values()?;
+        Ok(config)
+    }
+
+    /// Settings that decide what is merged, or that say what was trained, have values of the kinds that PEFT writes:
+    /// one that is misread would change the result without a word.
+    fn check_kinds_of_values(&self) -> Result<(), AdapterError> {
+        for key in ["use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "ensure_weight_tying"] {
+            self.flag(key)?;
+        }
+        for key in ["base_model_name_or_path", "peft_version", "bias"] {
+            if let Some(other) = self.get(key).filter(|v| !v.is_string()) {
+                return Err(self.bad(key, format!("is {other}, not a text")));
+            }
+        }
+        let is_names = |v: &Value| match v {
+            Value::Array(all) => all.iter().all(Value::is_string),
+            v => v.is_string(),
+        };
+        for key in ["target_modules", "modules_to_save", "exclude_modules", "target_parameters", "layers_pattern"] {
+            if let Some(other) = self.get(key).filter(|v| !is_names(v)) {
+                return Err(self.bad(key, format!("is {other}, not names of modules")));
+            }
+        }
+        let is_numbers = |v: &Value| match v {
+            Value::Array(all) => all.iter().all(Value::is_u64),
+            v => v.is_u64(),
+        };
+        if let Some(other) = self.get("layers_to_transform").filter(|v| !is_numbers(v)) {
+            return Err(self.bad("layers_to_transform", format!("is {other}, not numbers of layers")));
+        }
+        let is_tokens = |v: &Value| match v {
+            Value::Object(by_module) => by_module.values().all(|v| v.is_array() && is_numbers(v)),
+            v => v.is_array() && is_numbers(v),
+        };
+        match self.get("trainable_token_indices").filter(|v| !is_tokens(v)) {
+            Some(other) => Err(self.bad("trainable_token_indices", format!("is {other}, not a list of token ids"))),
+            None => Ok(()),
+        }
     }
 
     /// No settings at all: what an adapter has that is still to be made.

@@ -100,7 +100,8 @@ pub(super) fn delora(mut module: Module, cx: &mut Context) -> Result<(), Adapter
         values: Recent::new(),
     }));
     let effect = Effect::LowRank(Factors::new(weighted, b.recipe.clone(), 1.0));
-    let edit = Edit::new("DeLoRA", Some(rank), &[&a, &b, &strength, &norms], effect);
+    // PEFT rounds the delta to the model's type before it adds it.
+    let edit = Edit { rounds_addend: true, ..Edit::new("DeLoRA", Some(rank), &[&a, &b, &strength, &norms], effect) };
     cx.edit(&weight.target, &module.name, edit);
     cx.nothing_left(&module)
 }

@@ -103,6 +103,8 @@ pub(super) struct Context<'a> {
     pub(super) label: &'a str,
     /// Its settings.
     pub(super) config: &'a AdapterConfig,
+    /// The type of the merge.
+    pub(super) dtype: MergeDtype,
     /// The model.
     pub(super) base: &'a BaseInfo,
     /// The model's tensors, unchanged.
@@ -368,12 +370,14 @@ impl Draft {
             if let Some(round) = dtype.rounding().filter(|_| dtype.precision() != Some(precision)) {
                 deltas.push(Arc::new(Rounding(round)));
             }
+            let mut first = None;
             for (i, Placed { adapter, module, mut edit }) in placed.into_iter().enumerate() {
                 let (label, weight) = &adapters[adapter];
                 if let Effect::LowRank(factors) = &mut edit.effect {
                     factors.scale *= weight;
                 }
-                let meter = Arc::new(Meter::default());
+                let meter = Arc::new(Meter::after(first.clone()));
+                first.get_or_insert_with(|| meter.clone());
                 deltas.push(Arc::new(Change {
                     effect: edit.effect,
                     weight: *weight as f32,

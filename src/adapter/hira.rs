@@ -13,14 +13,21 @@ use super::lowrank::Factors;
 use crate::recipe::{ReadError, Recipe, Scratch};
 use crate::shape::Shape;
 
-struct Modulated(Factors);
+struct Modulated {
+    factors: Factors,
+    /// PEFT rounds the product, and what it makes of the weight, to the model's type.
+    round: Option<fn(f32) -> f32>,
+}
 
 impl Rewrite for Modulated {
     fn rows(&self, _: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         let mut product = scratch.take_floats(values.len());
         product.fill(0.0);
-        let result = self.0.add(rows, &mut product, scratch, None);
-        values.iter_mut().zip(&product).for_each(|(v, p)| *v += *v * p);
+        let result = self.factors.add(rows, &mut product, scratch, self.round);
+        match self.round {
+            Some(round) => values.iter_mut().zip(&product).for_each(|(v, p)| *v += round(*v * p)),
+            None => values.iter_mut().zip(&product).for_each(|(v, p)| *v += *v * p),
+        }
         scratch.give_floats(product);
         result.map(|_| ())
     }
@@ -52,7 +59,7 @@ pub(super) fn hira(mut module: Module, cx: &mut Context) -> Result<(), AdapterEr
     } else {
         Factors::new(a_flat, b_flat, 1.0)
     };
-    let effect = Effect::Rewrites(Box::new(Modulated(factors)));
+    let effect = Effect::Rewrites(Box::new(Modulated { factors, round: cx.dtype.rounding() }));
     let edit = Edit::new("HiRA", Some(rank), &[&a, &b], effect);
     cx.edit(&weight.target, &module.name, Edit { as_matrix: true, ..edit });
     cx.nothing_left(&module)

@@ -64,6 +64,9 @@ const MERGED: [&str; 24] = [
     "LN_TUNING",
 ];
 
+/// Initialisations that leave the base as it is, or whose residual base is computed again.
+const SOUND_INITS: [&str; 6] = ["gaussian", "eva", "orthogonal", "mica", "pissa", "olora"];
+
 /// Refuses kinds that cannot be merged, by name and reason, before their weights are looked for.
 pub(super) fn refuse_by_kind(config: &AdapterConfig, label: &str) -> Result<(), AdapterError> {
     let refuse = |what: String, reason: &str, remedy: &str| AdapterError::NotMergeable {
@@ -82,6 +85,9 @@ pub(super) fn refuse_by_kind(config: &AdapterConfig, label: &str) -> Result<(), 
     }
     let convert = "convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion), or merge it into \
                    the residual base that was saved when training began";
+    if let Some(other) = config.get("init_lora_weights").filter(|v| !v.is_string() && !v.is_boolean()) {
+        return Err(config.bad("init_lora_weights", format!("is {other}, not true, false or a name")));
+    }
     match config.text("init_lora_weights").map(str::to_ascii_lowercase).as_deref() {
         Some(init) if init.starts_with("pissa_niter") => {
             let reason = "its residual base came from a randomised decomposition that cannot be repeated";
@@ -95,6 +101,11 @@ pub(super) fn refuse_by_kind(config: &AdapterConfig, label: &str) -> Result<(), 
             let reason = "it was trained on a quantized base of its own, not on the model";
             let remedy = "merge it into that base, with init_lora_weights set to true in its config";
             return Err(refuse("an adapter initialised by loftq".into(), reason, remedy));
+        }
+        Some(init) if !SOUND_INITS.contains(&init) => {
+            let reason = "that initialisation is not known here, and it may have changed the base";
+            let remedy = "set init_lora_weights to true in its config if the base was left as it is";
+            return Err(refuse(format!("an adapter initialised by {init:?}"), reason, remedy));
         }
         _ => {}
     }
@@ -150,6 +161,7 @@ pub fn apply(
             shared: &contents.shared,
             label: &adapter.label,
             config: &adapter.config,
+            dtype: options.dtype,
             base,
             tensors,
             names: &names,

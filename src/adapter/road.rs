@@ -34,6 +34,8 @@ struct Rotation {
     /// Outputs of a group.
     group: usize,
     outputs: usize,
+    /// PEFT rounds the matrix of the rotation to the model's type.
+    round: fn(f32) -> f32,
 }
 
 /// The factors of each output: of itself, and of its partner with the sign.
@@ -54,7 +56,8 @@ impl Rotation {
                 Variant::Terms => (2 * group * self.group + at, (2 * group + 1) * self.group + at),
             };
             let sign = if at < half { -1.0 } else { 1.0 };
-            (alpha[cosine] * theta[cosine].cos(), sign * alpha[sine] * theta[sine].sin())
+            let (own, other) = (alpha[cosine] * theta[cosine].cos(), sign * alpha[sine] * theta[sine].sin());
+            ((self.round)(own), (self.round)(other))
         });
         Ok(terms.collect())
     }
@@ -146,6 +149,7 @@ pub(super) fn road(mut module: Module, cx: &mut Context) -> Result<(), AdapterEr
         variant,
         group: group as usize,
         outputs: outputs as usize,
+        round: cx.dtype.rounding().unwrap_or(|x| x),
     };
     let edit = |effect| Edit::new("RoAd", None, &[&theta, &alpha], effect);
     let rows = Rows { rotation: rotation.clone(), terms: Lazy::default() };

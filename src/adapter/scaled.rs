@@ -228,7 +228,9 @@ pub(super) fn randlora(mut module: Module, cx: &mut Context) -> Result<(), Adapt
         if weight.inputs == small { (update_a, update_b) } else { (update_b.transposed()?, update_a.transposed()?) };
     let effect = product(a_factor, b_factor, scale, &weight)?;
     let parts = [&a, &b, &lambda, &gamma];
-    cx.edit(&weight.target, &module.name, Edit::new("RandLora", Some(rank * bases), &parts, effect));
+    // PEFT rounds the delta to the model's type before it adds it.
+    let edit = Edit { rounds_addend: true, ..Edit::new("RandLora", Some(rank * bases), &parts, effect) };
+    cx.edit(&weight.target, &module.name, edit);
     cx.nothing_left(&module)
 }
 
