@@ -45,6 +45,8 @@ FORMS = {
     "GraLoRA": P.GraloraConfig(r=16, hybrid_r=4, gralora_k=2, target_modules=ALL, **C), "LN tuning": P.LNTuningConfig(target_modules=["input_layernorm", "norm"], **C),
     "VB-LoRA": P.VBLoRAConfig(r=4, num_vectors=64, vector_length=64, topk=2, target_modules=ALL, **C),
 }
+# Parameters whose product with others would otherwise change next to nothing.
+STRONGER = {"fourier": 20, "vblora_logits": 20, "hada_": 10, "lokr_": 5, "road_theta": 5, "lora_E": 30, "vera_lambda_b": 20, "c3a_kernel": 50, "gralora_B": 4, "hira_": 10}
 
 
 def randomize(model, keep):
@@ -59,7 +61,7 @@ def randomize(model, keep):
             elif keep:
                 p.add_(0.005 * noise)
             else:
-                p.copy_(0.02 * noise * (20 if "fourier" in n or "vblora_logits" in n else 5 if "road_theta" in n else 1))
+                p.copy_(0.02 * noise * next((f for word, f in STRONGER.items() if word in n), 1))
 
 
 def predictions(gguf, prompts):
