@@ -113,6 +113,10 @@ impl Adapter {
         };
         let tensors = crate::source::open_weight_file(&weights)?;
         let contents = Contents::sort(&tensors, &label, name)?;
+        if contents.file.is_empty() {
+            let cause = "holds no tensors; save the adapter again".to_string();
+            return Err(AdapterError::Unfit { adapter: label, what: "its file".into(), cause });
+        }
         if let Some(name) = name
             && path == dir
             && name != "default"
