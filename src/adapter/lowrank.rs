@@ -204,6 +204,7 @@ struct Part<'a> {
 }
 
 /// The scaled sums of `R` rows and `V` vectors of a tile, from column `at` on.
+#[allow(clippy::needless_range_loop)] // `k` counts rows of one factor and columns of the other
 #[inline(always)]
 fn sums<S: Simd, const R: usize, const V: usize>(simd: S, part: Part, at: usize) -> [[S::f32s; V]; R] {
     let b: [&[f32]; R] = std::array::from_fn(|r| &part.b[r * part.rank..][..part.rank]);
