@@ -75,7 +75,9 @@ def shrunk(r, model):
     out = []
     for name, ne, kind, span in tensors:
         ne = [dim(n, i == 0) for i, n in enumerate(ne)]
-        while np.prod(ne) > 60000: ne[-1] = max(1, ne[-1] // 2)
+        while np.prod(ne) > 60000:  # the longest dimension beyond the row, or where there is none, the row
+            i = max(range(1, len(ne)), key=lambda i: ne[i]) if max(ne[1:], default=1) > 1 else 0
+            ne[i] //= 2
         names = [name] if span is None else [name.format(i) for i in range(span[0], min(span[1], layers))]
         out += [(n, ne, kind) for n in names]
     extra = {"tokenizer.ggml.tokens": ["a", "b\u00e9", ""], "some.floats": [0.5, -1.0], "general.name": "random"}
