@@ -46,18 +46,44 @@ fn main() {
         ("w.scales", "F16", vec![c / 128, r]),
     ];
     run("GPTQ 4 bits", json!({"quant_method": "gptq", "bits": 4, "group_size": 128}), &gptq, "");
+    let order: Vec<_> = gptq.iter().cloned().chain([("w.g_idx", "I32", vec![c])]).collect();
+    run("GPTQ 4 bits, act-order", json!({"quant_method": "gptq", "bits": 4, "group_size": 128}), &order, "");
+    let gptq = [
+        ("w.qweight", "I32", vec![c * 3 / 32, r]),
+        ("w.qzeros", "I32", vec![c / 128, r * 3 / 32]),
+        ("w.scales", "F16", vec![c / 128, r]),
+    ];
+    run("GPTQ 3 bits", json!({"quant_method": "gptq", "bits": 3, "group_size": 128}), &gptq, "");
     let awq = [
         ("w.qweight", "I32", vec![c, r / 8]),
         ("w.qzeros", "I32", vec![c / 128, r / 8]),
         ("w.scales", "F16", vec![c / 128, r]),
     ];
     run("AWQ gemm", json!({"quant_method": "awq", "bits": 4, "group_size": 128}), &awq, "");
+    let gemv = [
+        ("w.qweight", "I32", vec![r, c / 8]),
+        ("w.qzeros", "I32", vec![r, c / 1024]),
+        ("w.scales", "F16", vec![r, c / 128]),
+    ];
+    run("AWQ gemv", json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}), &gemv, "");
+    let packed = [
+        ("w.weight_packed", "I32", vec![r, c / 8]),
+        ("w.weight_scale", "BF16", vec![r, c / 128]),
+        ("w.weight_shape", "I64", vec![2]),
+    ];
+    let groups = json!({"group_0": {"weights": {"num_bits": 4, "group_size": 128}}});
+    let config = json!({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups});
+    run("compressed-tensors, int4", config, &packed, "");
     let nvfp4 = [
         ("w.weight", "U8", vec![r, c / 2]),
         ("w.weight_scale", "F8_E4M3", vec![r, c / 16]),
         ("w.weight_scale_2", "F32", vec![1]),
     ];
     run("NVFP4", json!({"quant_method": "modelopt"}), &nvfp4, "");
+    let mxfp4 = [("w.weight_blocks", "U8", vec![1, r, c / 32, 16]), ("w.weight_scales", "U8", vec![1, r, c / 32])];
+    run("MXFP4", json!({"quant_method": "mxfp4"}), &mxfp4, "");
+    let bitnet = [("w.weight", "U8", vec![r / 4, c]), ("w.weight_scale", "BF16", vec![1])];
+    run("BitNet", json!({"quant_method": "bitnet"}), &bitnet, "");
 }
 
 fn run(name: &str, quantization: Value, parts: &[Part], state: &str) {
@@ -66,6 +92,7 @@ fn run(name: &str, quantization: Value, parts: &[Part], state: &str) {
     let mut seed = 1u64;
     for (tensor, dtype, shape) in parts {
         let width = match *dtype {
+            "I64" => 8,
             "F32" | "I32" => 4,
             "F16" | "BF16" => 2,
             _ => 1,
@@ -73,6 +100,11 @@ fn run(name: &str, quantization: Value, parts: &[Part], state: &str) {
         let start = data.len();
         if tensor.contains("quant_state") {
             data.extend_from_slice(state.as_bytes());
+        } else if tensor.ends_with("weight_shape") {
+            data.extend([ROWS, COLS].into_iter().flat_map(u64::to_le_bytes));
+        } else if tensor.ends_with("g_idx") {
+            // Columns in any order of their groups.
+            data.extend((0..COLS).flat_map(|i| ((i * 1021 % COLS / 128) as u32).to_le_bytes()));
         } else {
             // Bytes of 0x20..0x40 are small finite numbers in every element type.
             data.extend((0..shape.iter().product::<u64>() * width).map(|_| {
@@ -106,7 +138,11 @@ fn run(name: &str, quantization: Value, parts: &[Part], state: &str) {
     }
     let model = ModelFolder::open(dir.path()).expect("a model");
     let tensors = model.tensors();
-    let recipe = tensors.get("w.weight").expect("the weight");
+    let mut recipe = tensors.get("w.weight").expect("the weight").clone();
+    if recipe.shape().row_len() != COLS {
+        // Experts appear as a 16-bit model stores them; they are written the other way round.
+        recipe = recipe.transposed().expect("a matrix");
+    }
     let mut scratch = Scratch::default();
     let mut out = vec![0.0f32; (CHUNK * COLS) as usize];
     let mut best = f64::MAX;

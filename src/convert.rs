@@ -23,6 +23,7 @@ mod merged;
 mod open;
 mod open_adapter;
 mod request;
+mod unplaced;
 
 pub use adapter_gguf::AdapterGgufError;
 pub use error::ConvertError;

@@ -105,3 +105,59 @@ fn a_storage_that_ends_too_early_names_the_tensor() {
     zip[at + 1] = 60;
     refused(&zip, &["tensor view", "beyond its storage"]);
 }
+
+/// Random files of `tests/oracle/torch_wide.py`: those with a sibling in safetensors have its values, cut off anywhere they
+/// are refused, and so are those made to do harm.
+#[test]
+fn random_files_have_the_values_of_pytorch_and_hostile_ones_are_refused() {
+    let Some(folder) = std::env::var_os("TO_GGUF_TORCH_CASES") else {
+        println!("skipped: TO_GGUF_TORCH_CASES is not set to a folder that tests/oracle/torch_wide.py wrote");
+        return;
+    };
+    let mut wrong = Vec::new();
+    let mut counts = [0; 3];
+    for file in fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()) {
+        let expected = file.with_extension("safetensors");
+        if file.is_dir() || file == expected {
+            continue;
+        }
+        let expected = open_weight_file(&expected).unwrap();
+        let tensors = match open_weight_file(&file) {
+            Ok(tensors) => tensors,
+            Err(e) => {
+                wrong.push(e.to_string());
+                continue;
+            }
+        };
+        let same = |(name, recipe): (&str, &to_gguf::recipe::Recipe)| {
+            tensors.get(name).is_some_and(|t| t.shape() == recipe.shape())
+                && values(&tensors, name) == values(&expected, name)
+        };
+        if tensors.len() != expected.len() || !expected.iter().all(same) {
+            wrong.push(format!("{}: other names, shapes or values", file.display()));
+        }
+        counts[0] += 1;
+        let bytes = fs::read(&file).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let cut = dir.path().join("cut.bin");
+        for i in 0..40 {
+            fs::write(&cut, &bytes[..bytes.len() * i / 40]).unwrap();
+            counts[1] += 1;
+            match open_weight_file(&cut) {
+                Ok(_) => wrong.push(format!("{} opens, cut off at {i}/40", file.display())),
+                Err(e) if e.to_string().contains('\n') => wrong.push(e.to_string()),
+                Err(_) => {}
+            }
+        }
+    }
+    for file in fs::read_dir(Path::new(&folder).join("refused")).unwrap().map(|e| e.unwrap().path()) {
+        counts[2] += 1;
+        match open_weight_file(&file) {
+            Ok(tensors) if !tensors.is_empty() => wrong.push(format!("{} opens", file.display())),
+            Err(e) if e.to_string().contains('\n') => wrong.push(e.to_string()),
+            _ => {}
+        }
+    }
+    println!("{} files equal, {} cuts and {} hostile files refused", counts[0], counts[1], counts[2]);
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}

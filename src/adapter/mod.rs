@@ -57,7 +57,7 @@ pub use error::{AdapterError, Mismatch};
 pub use extract::{Captured, Extracted, extract};
 pub use gguf::{GgufLora, is_gguf_adapter};
 pub use implied::implied_tensors;
-pub use names::embedding_and_head;
+pub use names::{embedding_and_head, is_head};
 pub use peft::{EmbeddingChanges, EmbeddingLayers, PeftAdapter, PeftTensor};
 pub use plan::apply;
 

@@ -38,7 +38,7 @@ pub(super) fn is_embedding(module: &str) -> bool {
 }
 
 /// Whether a module of this name is the output head.
-pub(super) fn is_head(module: &str) -> bool {
+pub fn is_head(module: &str) -> bool {
     HEADS.contains(&last_word(module)) && !module.contains(".layers.") && !module.contains(".h.")
 }
 

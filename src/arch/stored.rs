@@ -4,7 +4,6 @@ use super::pattern::Pattern;
 use crate::quant::GgmlType;
 use crate::recipe::Recipe;
 use crate::shape::Shape;
-use crate::source::TensorSet;
 
 /// An output tensor: its name, how to compute it, and how it is stored.
 #[derive(Clone, Debug)]
@@ -98,12 +97,13 @@ impl ConvertedTensor {
     }
 }
 
-/// The output type for `auto`: that of the first matrix in F16 or BF16, F16 where there is none.
-pub fn guess_output_type(tensors: &TensorSet) -> GgmlType {
-    tensors
-        .iter()
-        .filter(|(name, recipe)| recipe.shape().ndim() >= 2 && super::pattern::text_name(name).is_ok())
-        .map(|(_, recipe)| recipe.precision())
+/// The output type for `auto`: that of the first matrix in F16 or BF16, F16 where there is none. Of a packed model, these
+/// are the matrices as they are stored: codes do not count, scales do.
+pub fn guess_output_type<'a>(matrices: impl IntoIterator<Item = (&'a str, GgmlType)>) -> GgmlType {
+    matrices
+        .into_iter()
+        .filter(|(name, _)| super::pattern::text_name(name).is_ok())
+        .map(|(_, kind)| kind)
         .find(|t| matches!(t, GgmlType::F16 | GgmlType::BF16))
         .unwrap_or(GgmlType::F16)
 }

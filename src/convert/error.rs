@@ -55,6 +55,17 @@ pub enum ConvertError {
         /// What changes, in words.
         what: &'static str,
     },
+    /// An adapter that changes the output head of an architecture whose head is its embeddings.
+    #[error(
+        "the adapter changes {tensor}, and llama.cpp takes no head of its own for {arch}: the change would be lost; use \
+         --save-method merged_16bit"
+    )]
+    NoHead {
+        /// The head.
+        tensor: String,
+        /// The architecture.
+        arch: String,
+    },
     /// An adapter without the model that it belongs to.
     #[error("{}: is an adapter, not a model; name its model with --base", path.display())]
     NoBase {

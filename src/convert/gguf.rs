@@ -7,10 +7,11 @@ use super::adapters::Adapters;
 use super::open::{Chat, Opened, name_of};
 use super::{ConvertError, ModelReport, Request};
 use crate::adapter::{self, BaseInfo, MergeSummary, is_gguf_adapter, module_of};
-use crate::arch::{self, ArchError};
+use crate::arch::{self, ArchError, factor_names};
 use crate::gguf::Value;
 use crate::ollama::ModelfileInput;
 use crate::plan::{Model, StoredTensor, Tensors};
+use crate::recipe::Recipe;
 use crate::source::{GgufModel, TensorSet};
 
 /// Opens a GGUF, split or not, with the adapter that was named as the model and those of `--lora`.
@@ -28,6 +29,13 @@ pub(super) fn open(request: &Request, path: &Path, own: Option<&Path>) -> Result
     let metadata = gguf.metadata().clone();
     let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("unknown").to_owned();
     adapters.merge_gguf(&architecture, &mut tensors, &mut merge)?;
+    let parted = |name: &str| factor_names(name).into_iter().next().filter(|factor| tensors.contains(factor));
+    let is_changed =
+        |(name, recipe): (&str, &Recipe)| recipe.is_merged().then(|| Some((name.to_owned(), parted(name)?)));
+    if let Some((name, factor)) = tensors.iter().filter_map(is_changed).flatten().next() {
+        let reason = format!("its blocks are multiplied by {factor}");
+        return Err(ArchError::NotRestored { file: path.to_owned(), name, reason }.into());
+    }
 
     let own_types = gguf.source_tensors();
     let stored = tensors.iter().enumerate().map(|(i, (name, recipe))| StoredTensor {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::open::MergedFolder;
+use super::unplaced::warn_of_head;
 use super::{ConvertError, Job, MergedOptions, Request, closing_report, quoted, read};
 use crate::adapter::{MergeDtype, MergeSummary};
 use crate::device::Device;
@@ -81,6 +82,7 @@ impl Merged {
         }
         let adapters = opened.adapters.reports(&opened.merge);
         let mut warnings = opened.merge.warnings.clone();
+        warnings.extend(warn_of_head(&architecture(&opened.config), &opened.merge));
         let ty = element_type(&opened, options, &mut warnings);
         let packer = options.four_bit.then(|| Packer::new(opened.base.config()));
         let (list, mut dropped) = weights(&opened.base, &opened.tensors, ty, packer.as_ref());

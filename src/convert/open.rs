@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::adapters::Adapters;
-use super::{AdapterReport, ConvertError, ModelReport, Request, gguf};
+use super::{AdapterReport, ConvertError, ModelReport, Request, gguf, unplaced};
 use crate::adapter::{self, BaseInfo, MergeSummary, is_gguf_adapter};
 use crate::arch::{self, ArchInput};
 use crate::gguf::{GgufFile, Metadata, Value};
@@ -169,6 +169,9 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         name: None,
     })?;
     adapters.merge_converted(&mut converted, &mut merge)?;
+    let tied = ["/tie_word_embeddings", "/text_config/tie_word_embeddings"];
+    let tied = tied.iter().find_map(|p| base.config().pointer(p)?.as_bool());
+    unplaced::check(converted.arch, &converted.dropped, tied, &mut merge)?;
     let mut warnings = merge.warnings.clone();
     let options = TokenizerOptions {
         pre_tokenizer: request.pre_tokenizer.clone(),
@@ -186,7 +189,13 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
              trained on them, or the adapter that adds their rows is missing"
         ));
     }
-    let auto = arch::guess_output_type(&tensors);
+    let auto = match base.packing() {
+        Some(_) => arch::guess_output_type(base.stored_matrices()),
+        None => {
+            let matrices = tensors.iter().filter(|(_, recipe)| recipe.shape().ndim() >= 2);
+            arch::guess_output_type(matrices.map(|(name, recipe)| (name, recipe.precision())))
+        }
+    };
     let mut metadata: Metadata = converted.metadata;
     metadata.extend(tokenizer.metadata(rows));
     metadata.extend(converted.late_metadata);

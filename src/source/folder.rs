@@ -148,6 +148,12 @@ impl ModelFolder {
         self.stored.get(name).filter(|_| self.plain.contains(name))
     }
 
+    /// The matrices of plain numbers as they lie in the files, packed or not, and their types.
+    pub fn stored_matrices(&self) -> impl Iterator<Item = (&str, GgmlType)> {
+        let plain = self.stored.iter().filter(|(_, t)| t.shape().ndim() >= 2 && packed::is_plain_float(t.dtype()));
+        plain.map(|(name, t)| (name.as_str(), super::element::precision(t.dtype())))
+    }
+
     /// The weight files, in the order in which they are read.
     pub fn weight_files(&self) -> impl ExactSizeIterator<Item = (&Path, u64)> {
         self.files.iter().map(|f| (f.path(), f.size_bytes()))

@@ -11,8 +11,9 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::fields::{Layout, TURNED, turn};
+use super::fields::{Layout, word};
 use super::grid::{Codes, Grid, Scales, Zeros};
+use super::strips::{Strip, Strips};
 use super::{Shelf, SourceError, type_of};
 use crate::quant::GgmlType;
 use crate::recipe::{ReadError, RowSource, Scratch};
@@ -81,7 +82,10 @@ fn unpack_gemm(shelf: &mut Shelf, module: &str, parts: Parts) -> Result<(), Sour
     let shape = shelf.shape(module, [out, inputs])?;
     let precision = type_of(&parts.scales);
     let codes = format!("{module}.qweight");
-    shelf.put(&codes, &format!("{module}.weight"), Gemm { shape, precision, parts, group: inputs / groups })
+    let Parts { qweight, qzeros, scales } = parts;
+    let qweight = Strips::new(qweight, shelf.strips.clone());
+    let gemm = Gemm { shape, precision, qweight, qzeros, scales, group: inputs / groups };
+    shelf.put(&codes, &format!("{module}.weight"), gemm)
 }
 
 fn unpack_gemv(shelf: &mut Shelf, module: &str, parts: Parts, group: Option<u64>) -> Result<(), SourceError> {
@@ -123,8 +127,42 @@ fn unpack_fast(shelf: &mut Shelf, module: &str, parts: Parts, group: Option<u64>
 struct Gemm {
     shape: Shape,
     precision: GgmlType,
-    parts: Parts,
+    qweight: Strips,
+    qzeros: Stored,
+    scales: Stored,
     group: u64,
+}
+
+/// Columns that are decoded in one step.
+const SPAN: usize = 256;
+
+impl Gemm {
+    /// Rows `rows`, all of which are in the strip. Zero points and scales are `[groups, rows]`.
+    #[inline(always)]
+    fn decode(&self, strip: &Strip, rows: &Range<u64>, zeros: &[f32], scales: &[f32], out: &mut [f32]) {
+        let (inputs, group) = (self.shape.row_len() as usize, self.group as usize);
+        let count = (rows.end - rows.start) as usize;
+        let mut room = [0; SPAN];
+        for column in rows.start / 8..rows.end.div_ceil(8) {
+            for first in (0..inputs).step_by(group) {
+                let end = first + group;
+                let (scales, zeros) =
+                    (&scales[first / group * count..][..count], &zeros[first / group * count..][..count]);
+                for first in (first..end).step_by(SPAN) {
+                    let words = strip.column(first, column, &mut room[..SPAN.min(end - first)]);
+                    for (row, slot) in (column * 8..).zip(SLOT).filter(|(row, _)| rows.contains(row)) {
+                        let row = (row - rows.start) as usize;
+                        let (scale, zero, shift) = (scales[row], zeros[row], 4 * slot);
+                        let out = &mut out[row * inputs + first..][..words.len()];
+                        for (x, word) in out.iter_mut().zip(words) {
+                            *x = scale * ((word >> shift & 15) as i32 as f32 - zero);
+                        }
+                        element::round_all(self.precision, out);
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl RowSource for Gemm {
@@ -137,70 +175,40 @@ impl RowSource for Gemm {
     }
 
     fn read_rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
-        if out.is_empty() {
-            return Ok(());
-        }
         let inputs = self.shape.row_len();
         let groups = inputs / self.group;
-        let count = (rows.end - rows.start) as usize;
-        let words = rows.start / 8..rows.end.div_ceil(8);
-        let width = (words.end - words.start) as usize;
-        let mut codes = scratch.take_bytes(inputs as usize * width * 4);
-        let mut zeros = scratch.take_bytes(groups as usize * width * 4);
-        let mut scales = scratch.take_floats(groups as usize * count);
-        self.parts.qweight.read_window_bytes(0..inputs, words.clone(), &mut codes)?;
-        self.parts.qzeros.read_window_bytes(0..groups, words.clone(), &mut zeros)?;
-        self.parts.scales.read_window(0..groups, rows.clone(), &mut scales, scratch)?;
-        // Rows of whole words, of which those from `skip` on are asked for.
-        let (skip, padded) = ((rows.start - words.start * 8) as usize, width * 8);
-        let mut line = scratch.take_floats(2 * padded);
-        let mut columns = scratch.take_floats(TURNED * count);
-        pulp::Arch::new().dispatch(|| {
-            let (line, zero_points) = line.split_at_mut(padded);
-            let (lines, zero_lines) = (codes.chunks_exact(width * 4), zeros.chunks_exact(width * 4));
-            let mut group_of = zero_lines.zip(scales.chunks_exact(count));
-            let mut scale: &[f32] = &[];
-            for (c, words) in lines.enumerate() {
-                if (c as u64).is_multiple_of(self.group)
-                    && let Some((zeros, scales)) = group_of.next()
-                {
-                    unpack_slots(zeros, zero_points);
-                    scale = scales;
-                }
-                unpack_slots(words, line);
-                let column = &mut columns[c % TURNED * count..][..count];
-                for (((x, code), zero), scale) in
-                    column.iter_mut().zip(&line[skip..]).zip(&zero_points[skip..]).zip(scale)
-                {
-                    *x = scale * (code - zero);
-                }
-                if (c + 1) % TURNED == 0 || c + 1 == inputs as usize {
-                    let first = c / TURNED * TURNED;
-                    turn(&columns[..(c + 1 - first) * count], count, first, inputs as usize, out);
+        let mut out = out;
+        let mut start = rows.start;
+        while start < rows.end {
+            let strip = self.qweight.of(start / 8)?;
+            let rows = start..rows.end.min(strip.end() * 8);
+            start = rows.end;
+            let count = (rows.end - rows.start) as usize;
+            let (part, rest) = out.split_at_mut(count * inputs as usize);
+            out = rest;
+            let words = rows.start / 8..rows.end.div_ceil(8);
+            let width = (words.end - words.start) as usize;
+            let mut packed = scratch.take_bytes(groups as usize * width * 4);
+            let mut scales = scratch.take_floats(groups as usize * count);
+            let mut zeros = scratch.take_floats(groups as usize * count);
+            self.qzeros.read_window_bytes(0..groups, words.clone(), &mut packed)?;
+            self.scales.read_window(0..groups, rows.clone(), &mut scales, scratch)?;
+            for (line, zeros) in packed.chunks_exact(width * 4).zip(zeros.chunks_exact_mut(count)) {
+                for (row, zero) in rows.clone().zip(zeros) {
+                    let word = word(line, row / 8 - words.start);
+                    *zero = (word >> (4 * SLOT[(row % 8) as usize]) & 15) as f32;
                 }
             }
-        });
-        scratch.give_floats(line);
-        scratch.give_floats(columns);
-        scratch.give_bytes(codes);
-        scratch.give_bytes(zeros);
-        scratch.give_floats(scales);
-        element::round_all(self.precision, out);
+            pulp::Arch::new().dispatch(|| self.decode(&strip, &rows, &zeros, &scales, part));
+            scratch.give_bytes(packed);
+            scratch.give_floats(scales);
+            scratch.give_floats(zeros);
+        }
         Ok(())
     }
 
     fn describe(&self) -> String {
-        self.parts.qweight.describe()
-    }
-}
-
-/// The codes of eight rows in each word, in order.
-#[inline(always)]
-fn unpack_slots(words: &[u8], out: &mut [f32]) {
-    let ((words, _), (eights, _)) = (words.as_chunks::<4>(), out.as_chunks_mut::<8>());
-    for (w, eight) in words.iter().zip(eights) {
-        let w = u32::from_le_bytes(*w);
-        eight.iter_mut().zip(SLOT).for_each(|(x, slot)| *x = (w >> (4 * slot) & 15) as i32 as f32);
+        self.qweight.describe()
     }
 }
 

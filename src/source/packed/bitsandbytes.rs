@@ -156,7 +156,10 @@ fn unpack_4bit(shelf: &mut Shelf, name: &str, kind: &str) -> Result<(), SourceEr
     };
     let absmax = shelf.need(&format!("{name}.absmax"), name)?;
     shelf.check_shape(name, &absmax, &[blocks])?;
-    shelf.take(&format!("{name}.quant_map"));
+    // The library uses its own table, which equals this one.
+    if let Some(map) = shelf.take(&format!("{name}.quant_map")) {
+        shelf.check_shape(name, &map, &[16])?;
+    }
     let nested = if absmax.dtype() == Dtype::U8 {
         let scales = shelf.need(&format!("{name}.nested_absmax"), name)?;
         let map = shelf.need(&format!("{name}.nested_quant_map"), name)?;

@@ -86,18 +86,57 @@ pub(super) fn word(bytes: &[u8], k: u64) -> u32 {
 
 /// Decodes fields minus `offset` from the words of one row.
 pub(super) fn decode_fields(layout: Layout, bits: u32, offset: i32, bytes: &[u8], out: &mut [f32]) {
-    if 32 % bits == 0 {
-        let (per, mask) = ((32 / bits) as usize, ((1u64 << bits) - 1) as u32);
-        for (part, bytes) in out.chunks_mut(per).zip(bytes.chunks_exact(4)) {
-            let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            for (i, x) in part.iter_mut().enumerate() {
-                *x = ((word >> (i as u32 * bits) & mask) as i32 - offset) as f32;
-            }
+    let words = bytes.as_chunks::<4>().0.iter().map(|w| u32::from_le_bytes(*w));
+    pulp::Arch::new().dispatch(|| {
+        if layout == Layout::Dense || 32 % bits == 0 {
+            return decode_words(bits, offset, words, out);
         }
-        return;
+        for (i, x) in out.iter_mut().enumerate() {
+            *x = (layout.field(bits, i as u64, |k| word(bytes, k)) as i32 - offset) as f32;
+        }
+    });
+}
+
+/// Decodes fields minus `offset` from a stream of bits that begins with the first word. Call it where vectors of the
+/// machine may be used.
+#[inline(always)]
+pub(super) fn decode_words(bits: u32, offset: i32, words: impl Iterator<Item = u32>, out: &mut [f32]) {
+    match bits {
+        1 => whole_words::<1>(offset, words, out),
+        2 => whole_words::<2>(offset, words, out),
+        4 => whole_words::<4>(offset, words, out),
+        8 => whole_words::<8>(offset, words, out),
+        _ => crossing_words(bits, offset, words, out),
     }
-    for (i, x) in out.iter_mut().enumerate() {
-        *x = (layout.field(bits, i as u64, |k| word(bytes, k)) as i32 - offset) as f32;
+}
+
+/// Fields none of which lies in two words.
+#[inline(always)]
+fn whole_words<const BITS: usize>(offset: i32, mut words: impl Iterator<Item = u32>, out: &mut [f32]) {
+    let mask = (1u32 << BITS) - 1;
+    let field = |word: u32, i: usize| ((word >> (i * BITS) & mask) as i32 - offset) as f32;
+    let mut parts = out.chunks_exact_mut(32 / BITS);
+    for (part, word) in parts.by_ref().zip(words.by_ref()) {
+        part.iter_mut().enumerate().for_each(|(i, x)| *x = field(word, i));
+    }
+    if let (rest @ [_, ..], Some(word)) = (parts.into_remainder(), words.next()) {
+        rest.iter_mut().enumerate().for_each(|(i, x)| *x = field(word, i));
+    }
+}
+
+/// Fields of any width up to 16 bits.
+#[inline(always)]
+fn crossing_words(bits: u32, offset: i32, mut words: impl Iterator<Item = u32>, out: &mut [f32]) {
+    let mask = (1u64 << bits) - 1;
+    let (mut held, mut count) = (0u64, 0);
+    for x in out {
+        if count < bits {
+            held |= u64::from(words.next().unwrap_or(0)) << count;
+            count += 32;
+        }
+        *x = ((held & mask) as i32 - offset) as f32;
+        held >>= bits;
+        count -= bits;
     }
 }
 

@@ -8,14 +8,15 @@
 //! `zero - 1`: its writer subtracted a constant from whole words, so that it is added to whole words here (a zero
 //! point of 0 borrows from its neighbour); AutoGPTQ's readers add per field. `gptq_v2` stores the zero point.
 //!
-//! A chunk of rows is a strip of columns of the file: it is read once, as wide as the chunk.
+//! A chunk of rows lies in a strip of columns of the file.
 
 use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::fields::{Layout, TURNED, turn, word};
+use super::fields::{Layout, TURNED, decode_words, turn, word};
 use super::rounded::Rounded;
+use super::strips::{Strip, Strips};
 use super::{Shelf, SourceError, awq, type_of};
 use crate::quant::GgmlType;
 use crate::recipe::{ReadError, RowSource, Scratch};
@@ -89,6 +90,13 @@ fn unpack_module(shelf: &mut Shelf, module: &str, rule: ZeroRule) -> Result<(), 
             shelf.wrong(module, format!("qzeros of shape {shape} do not hold 2, 3, 4 or 8 bits for {out} rows"))
         );
     }
+    // Widths of single modules stand in tables of patterns.
+    let varied = ["dynamic", "extra_config"].iter().any(|k| shelf.config.get(*k).is_some_and(|v| !v.is_null()));
+    if let Some(told) = shelf.number("bits").filter(|b| *b != u64::from(bits) && !varied) {
+        return Err(
+            shelf.wrong(module, format!("the configuration says {told} bits, but qzeros hold {bits} for {out} rows"))
+        );
+    }
     let inputs = words * 32 / u64::from(bits);
     if (scale_groups, scale_out) != (groups, out) || groups == 0 || inputs == 0 {
         return Err(shelf.wrong(module, format!("scales of shape {} need [{groups}, {out}]", scales.shape())));
@@ -99,6 +107,12 @@ fn unpack_module(shelf: &mut Shelf, module: &str, rule: ZeroRule) -> Result<(), 
             shelf.check_dtype(module, &g_idx, &[Dtype::I32])?;
             Group::Index(g_idx)
         }
+        None if groups > 1 && shelf.config.get("desc_act").and_then(|v| v.as_bool()) == Some(true) => {
+            return Err(shelf.wrong(
+                module,
+                "its g_idx is missing, without which columns in activation order (desc_act) have no group",
+            ));
+        }
         None => Group::Every(match shelf.number("group_size") {
             Some(size) if size > 0 && inputs.div_ceil(size) == groups => size,
             _ => inputs.div_ceil(groups),
@@ -106,8 +120,20 @@ fn unpack_module(shelf: &mut Shelf, module: &str, rule: ZeroRule) -> Result<(), 
     };
     let shape = shelf.shape(module, [out, inputs])?;
     let precision = type_of(&scales);
+    let qweight = Strips::new(qweight, shelf.strips.clone());
     let source = Gptq { shape, bits, rule, qweight, qzeros, scales, group, groups };
     shelf.append(&format!("{module}.weight"), Rounded::new(source, precision))
+}
+
+/// Columns that are decoded in one step.
+const SPAN: usize = 256;
+
+/// Columns of a group, where a stored index only says that columns are in their order: files without activation order
+/// have one, too.
+fn even_groups(index: &Option<Vec<u8>>, inputs: usize) -> Option<usize> {
+    let index = index.as_ref()?;
+    let size = (0..inputs).find(|&c| word(index, c as u64) != 0).unwrap_or(inputs);
+    (size > 0 && (0..inputs).all(|c| word(index, c as u64) as usize == c / size)).then_some(size)
 }
 
 /// Which group a column is in.
@@ -122,7 +148,7 @@ struct Gptq {
     shape: Shape,
     bits: u32,
     rule: ZeroRule,
-    qweight: Stored,
+    qweight: Strips,
     qzeros: Stored,
     scales: Stored,
     group: Group,
@@ -156,20 +182,78 @@ impl Gptq {
         Ok(())
     }
 
-    /// Codes of column `c` of a strip of rows.
+    /// Rows `rows`, all of which are in the strip, row by row: for groups of columns that are whole words. Zero points
+    /// and scales are `[groups, rows]`.
     #[inline(always)]
-    fn unpack_column(&self, strip: &[u8], c: usize, out: &mut [f32]) {
-        let count = out.len();
-        if 32 % self.bits == 0 {
-            let (per, mask) = ((32 / self.bits) as usize, (1u32 << self.bits) - 1);
-            let shift = (c % per) as u32 * self.bits;
-            let (words, _) = strip[c / per * count * 4..].as_chunks::<4>();
-            for (x, w) in out.iter_mut().zip(words) {
-                *x = (u32::from_le_bytes(*w) >> shift & mask) as i32 as f32;
+    fn decode_rows(
+        &self,
+        strip: &Strip,
+        rows: &Range<u64>,
+        group: usize,
+        [zeros, scales]: [&[f32]; 2],
+        out: &mut [f32],
+    ) {
+        let count = (rows.end - rows.start) as usize;
+        let bits = self.bits as usize;
+        let mut room = [0; SPAN / 4];
+        for (r, (row, out)) in rows.clone().zip(out.chunks_exact_mut(self.shape.row_len() as usize)).enumerate() {
+            for (g, out) in out.chunks_mut(group).enumerate() {
+                let (scale, zero) = (scales[g * count + r], zeros[g * count + r]);
+                for (i, out) in out.chunks_mut(SPAN).enumerate() {
+                    let first = (g * group + i * SPAN) * bits / 32;
+                    let words = strip.column(first, row, &mut room[..(out.len() * bits).div_ceil(32)]);
+                    decode_words(self.bits, 0, words.iter().copied(), out);
+                    out.iter_mut().for_each(|x| *x = scale * (*x - zero));
+                }
             }
-        } else {
-            for (r, x) in out.iter_mut().enumerate() {
-                *x = Layout::Dense.field(self.bits, c as u64, |k| word(strip, k * count as u64 + r as u64)) as f32;
+        }
+    }
+
+    /// The same column by column, for columns in any group.
+    #[inline(always)]
+    fn decode_columns(
+        &self,
+        strip: &Strip,
+        rows: &Range<u64>,
+        group: impl Fn(usize) -> usize,
+        [zeros, scales]: [&[f32]; 2],
+        columns: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let count = (rows.end - rows.start) as usize;
+        let inputs = self.shape.row_len() as usize;
+        for first in (0..inputs).step_by(TURNED) {
+            let width = TURNED.min(inputs - first);
+            for (c, column) in (first..first + width).zip(columns.chunks_exact_mut(count)) {
+                self.unpack_column(strip, rows.start, c, column);
+                let at = group(c) * count;
+                for ((x, scale), zero) in column.iter_mut().zip(&scales[at..]).zip(&zeros[at..]) {
+                    *x = scale * (*x - zero);
+                }
+            }
+            turn(&columns[..width * count], count, first, inputs, out);
+        }
+    }
+
+    /// Codes of column `c` of the rows from `row` on.
+    #[inline(always)]
+    fn unpack_column(&self, strip: &Strip, row: u64, c: usize, out: &mut [f32]) {
+        let at = c * self.bits as usize;
+        let (line, shift) = (at / 32, (at % 32) as u32);
+        let mask = (1u32 << self.bits) - 1;
+        let mut lines = strip.lines(line, row);
+        let (Some(low), high) = (lines.next(), lines.next()) else { return };
+        match high.filter(|_| shift + self.bits > 32) {
+            None => {
+                for (x, w) in out.iter_mut().zip(low) {
+                    *x = (u32::from_le_bytes(*w) >> shift & mask) as i32 as f32;
+                }
+            }
+            Some(high) => {
+                for ((x, w), h) in out.iter_mut().zip(low).zip(high) {
+                    let low = u32::from_le_bytes(*w) >> shift;
+                    *x = ((low | u32::from_le_bytes(*h) << (32 - shift)) & mask) as i32 as f32;
+                }
             }
         }
     }
@@ -188,15 +272,7 @@ impl RowSource for Gptq {
         if out.is_empty() {
             return Ok(());
         }
-        let count = (rows.end - rows.start) as usize;
         let inputs = self.shape.row_len() as usize;
-        let words = self.qweight.shape().rows();
-        let mut strip = scratch.take_bytes(words as usize * count * 4);
-        self.qweight.read_window_bytes(0..words, rows.clone(), &mut strip)?;
-        let len = self.groups as usize * count;
-        let (mut scales, mut zeros) = (scratch.take_floats(len), scratch.take_floats(len));
-        self.scales.read_window(0..self.groups, rows.clone(), &mut scales, scratch)?;
-        self.read_zeros(&rows, &mut zeros, scratch)?;
         let index = match &self.group {
             Group::Index(g_idx) => Some(g_idx.read_all_bytes()?),
             Group::Every(_) => None,
@@ -210,24 +286,34 @@ impl RowSource for Gptq {
             let cause = format!("g_idx puts column {c} in group {} of {}", group(c) as i32, self.groups);
             return Err(ReadError::new(self.describe(), cause));
         }
-        let mut columns = scratch.take_floats(TURNED * count);
-        pulp::Arch::new().dispatch(|| {
-            for first in (0..inputs).step_by(TURNED) {
-                let width = TURNED.min(inputs - first);
-                for (c, column) in (first..first + width).zip(columns.chunks_exact_mut(count)) {
-                    self.unpack_column(&strip, c, column);
-                    let at = group(c) * count;
-                    for ((x, scale), zero) in column.iter_mut().zip(&scales[at..]).zip(&zeros[at..]) {
-                        *x = scale * (*x - zero);
-                    }
-                }
-                turn(&columns[..width * count], count, first, inputs, out);
-            }
-        });
-        scratch.give_floats(columns);
-        scratch.give_bytes(strip);
-        scratch.give_floats(scales);
-        scratch.give_floats(zeros);
+        // Columns that follow one another within words that they fill.
+        let unit = if 32 % self.bits == 0 { u64::from(32 / self.bits) } else { 32 };
+        let size = match self.group {
+            Group::Every(size) if size.is_multiple_of(unit) => Some(size as usize),
+            _ => even_groups(&index, inputs).filter(|size| (*size as u64).is_multiple_of(unit)),
+        };
+        let mut out = out;
+        let mut start = rows.start;
+        while start < rows.end {
+            let strip = self.qweight.of(start)?;
+            let rows = start..rows.end.min(strip.end());
+            start = rows.end;
+            let count = (rows.end - rows.start) as usize;
+            let (part, rest) = out.split_at_mut(count * inputs);
+            out = rest;
+            let len = self.groups as usize * count;
+            let (mut scales, mut zeros) = (scratch.take_floats(len), scratch.take_floats(len));
+            self.scales.read_window(0..self.groups, rows.clone(), &mut scales, scratch)?;
+            self.read_zeros(&rows, &mut zeros, scratch)?;
+            let mut columns = scratch.take_floats(TURNED * count);
+            pulp::Arch::new().dispatch(|| match size {
+                Some(size) => self.decode_rows(&strip, &rows, size, [&zeros, &scales], part),
+                None => self.decode_columns(&strip, &rows, group, [&zeros, &scales], &mut columns, part),
+            });
+            scratch.give_floats(columns);
+            scratch.give_floats(scales);
+            scratch.give_floats(zeros);
+        }
         Ok(())
     }
 

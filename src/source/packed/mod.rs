@@ -20,6 +20,7 @@ mod mxfp4;
 mod nvfp4;
 mod quanto;
 mod rounded;
+mod strips;
 mod torchao;
 
 pub(crate) use bitsandbytes::NF4;
@@ -105,6 +106,7 @@ pub(super) fn unpack(
         metadata,
         folder,
         model: model_type(config),
+        strips: Arc::default(),
     };
     let name = match &quantization {
         Some(q) => method_name(q),
@@ -221,6 +223,8 @@ struct Shelf<'a> {
     folder: &'a Path,
     /// The type in which the model computes.
     model: GgmlType,
+    /// Room for what is read of transposed matrices.
+    strips: Arc<strips::Store>,
 }
 
 impl Shelf<'_> {
