@@ -125,6 +125,47 @@ struct Hqq {
     by_row: bool,
 }
 
+/// Elements that are read in one step.
+const STEP: u64 = 1 << 16;
+
+impl Hqq {
+    /// The elements from `at` on, whose fields are at `shift` of the words of `line`. Zero points and scales begin with
+    /// group `group`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn decode(&self, line: &[u8], shift: u32, at: u64, group: u64, zeros: &[f32], scales: &[f32], out: &mut [f32]) {
+        let mask = (1u32 << self.width) - 1;
+        if self.bytes == 1 {
+            out.iter_mut().zip(line).for_each(|(x, &b)| *x = (u32::from(b) >> shift & mask) as i32 as f32);
+        } else {
+            for (x, word) in out.iter_mut().zip(line.chunks_exact(self.bytes as usize)) {
+                let word = word.iter().rev().fold(0u32, |w, &b| w << 8 | u32::from(b));
+                *x = (word >> shift & mask) as f32;
+            }
+        }
+        let (mut at, mut rest) = (at, out);
+        while !rest.is_empty() {
+            let (row, column) = (at / self.columns, (at % self.columns) as usize);
+            let run = (self.columns as usize - column).min(rest.len());
+            let (out, behind) = rest.split_at_mut(run);
+            if self.by_row {
+                let g = (row - group) as usize;
+                out.iter_mut().for_each(|x| *x -= zeros[g]);
+                element::round_all(self.precision, out);
+                out.iter_mut().for_each(|x| *x *= scales[g]);
+            } else {
+                let span = column..column + run;
+                out.iter_mut().zip(&zeros[span.clone()]).for_each(|(x, z)| *x -= z);
+                element::round_all(self.precision, out);
+                out.iter_mut().zip(&scales[span]).for_each(|(x, s)| *x *= s);
+            }
+            element::round_all(self.precision, out);
+            at += run as u64;
+            rest = behind;
+        }
+    }
+}
+
 impl RowSource for Hqq {
     fn shape(&self) -> &Shape {
         &self.shape
@@ -145,39 +186,23 @@ impl RowSource for Hqq {
         let (mut scales, mut zeros) = (scratch.take_floats(count), scratch.take_floats(count));
         self.scale.read_floats(groups.clone(), &mut scales, scratch)?;
         self.zero.read_floats(groups.clone(), &mut zeros, scratch)?;
-        let mask = (1u32 << self.width) - 1;
-        let mut line = scratch.take_bytes((self.columns * self.bytes) as usize);
+        let mut line = scratch.take_bytes((STEP.min(end - start) * self.bytes) as usize);
         let mut at = start;
         while at < end {
-            // A run within one row of the reshaped matrix: one row of words, one shift.
-            let (row, column) = (at / self.columns, at % self.columns);
-            let run = (self.columns - column).min(end - at);
-            let shift = self.width * (self.per - 1 - row / self.band) as u32;
-            let first = (row % self.band) * self.columns + column;
+            // A run within one band of the reshaped matrix: words that follow one another, one shift.
+            let band = at / (self.columns * self.band);
+            let first = at - band * self.columns * self.band;
+            let run = (self.columns * self.band - first).min(end - at).min(STEP);
+            let shift = self.width * (self.per - 1 - band) as u32;
             let line = &mut line[..(run * self.bytes) as usize];
             self.codes.read_elements(first * self.bytes..(first + run) * self.bytes, line)?;
-            let out = &mut out[(at - start) as usize..(at - start + run) as usize];
-            for (x, word) in out.iter_mut().zip(line.chunks_exact(self.bytes as usize)) {
-                let word = word.iter().rev().fold(0u32, |w, &b| w << 8 | u32::from(b));
-                *x = (word >> shift & mask) as f32;
-            }
-            if self.by_row {
-                let g = (row - groups.start) as usize;
-                out.iter_mut().for_each(|x| *x -= zeros[g]);
-                element::round_all(self.precision, out);
-                out.iter_mut().for_each(|x| *x *= scales[g]);
-            } else {
-                let span = column as usize..(column + run) as usize;
-                out.iter_mut().zip(&zeros[span.clone()]).for_each(|(x, z)| *x -= z);
-                element::round_all(self.precision, out);
-                out.iter_mut().zip(&scales[span]).for_each(|(x, s)| *x *= s);
-            }
+            let part = &mut out[(at - start) as usize..(at - start + run) as usize];
+            pulp::Arch::new().dispatch(|| self.decode(line, shift, at, groups.start, &zeros, &scales, part));
             at += run;
         }
         scratch.give_bytes(line);
         scratch.give_floats(scales);
         scratch.give_floats(zeros);
-        element::round_all(self.precision, out);
         Ok(())
     }
 

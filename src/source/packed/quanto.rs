@@ -114,6 +114,35 @@ struct Grouped {
     integer_shift: bool,
 }
 
+/// Elements that are read in one step.
+const STEP: u64 = 1 << 16;
+
+impl Grouped {
+    /// The elements from `at` on, whose fields are at bit `by` of the bytes of `line`. Scales and shifts begin with group
+    /// `group`.
+    #[inline(always)]
+    fn decode(&self, line: &[u8], by: u32, at: u64, group: u64, [scales, shifts]: [&[f32]; 2], out: &mut [f32]) {
+        let mask = (1u8 << self.bits) - 1;
+        out.iter_mut().zip(line).for_each(|(x, &b)| *x = f32::from(b >> by & mask));
+        let (mut at, mut rest) = (at, out);
+        while !rest.is_empty() {
+            let run = ((self.group - at % self.group) as usize).min(rest.len());
+            let (out, behind) = rest.split_at_mut(run);
+            let g = (at / self.group - group) as usize;
+            if self.integer_shift {
+                out.iter_mut().for_each(|x| *x = (*x - shifts[g]) * scales[g]);
+            } else {
+                out.iter_mut().for_each(|x| *x *= scales[g]);
+                element::round_all(self.precision, out);
+                out.iter_mut().for_each(|x| *x -= shifts[g]);
+            }
+            element::round_all(self.precision, out);
+            at += run as u64;
+            rest = behind;
+        }
+    }
+}
+
 impl RowSource for Grouped {
     fn shape(&self) -> &Shape {
         &self.shape
@@ -134,27 +163,18 @@ impl RowSource for Grouped {
         let (mut scales, mut shifts) = (scratch.take_floats(count), scratch.take_floats(count));
         self.scale.read_floats(groups.clone(), &mut scales, scratch)?;
         self.shift.read_floats(groups.clone(), &mut shifts, scratch)?;
-        let mask = (1u8 << self.bits) - 1;
-        let mut line = scratch.take_bytes(self.group as usize);
+        let mut line = scratch.take_bytes(STEP.min(end - start) as usize);
         let mut at = start;
         while at < end {
-            let (row, column) = (at / self.group, at % self.group);
-            let run = (self.group - column).min(end - at);
+            // A run within one band of the grouped matrix: bytes that follow one another, one shift.
+            let band = at / (self.group * self.band);
+            let first = at - band * self.group * self.band;
+            let run = (self.group * self.band - first).min(end - at).min(STEP);
             let line = &mut line[..run as usize];
-            let first = row % self.band * self.group + column;
             self.codes.read_elements(first..first + run, line)?;
-            let by = self.bits * (row / self.band) as u32;
-            let g = (row - groups.start) as usize;
-            let out = &mut out[(at - start) as usize..(at - start + run) as usize];
-            out.iter_mut().zip(&*line).for_each(|(x, &b)| *x = f32::from(b >> by & mask));
-            if self.integer_shift {
-                out.iter_mut().for_each(|x| *x = (*x - shifts[g]) * scales[g]);
-            } else {
-                out.iter_mut().for_each(|x| *x *= scales[g]);
-                element::round_all(self.precision, out);
-                out.iter_mut().for_each(|x| *x -= shifts[g]);
-            }
-            element::round_all(self.precision, out);
+            let part = &mut out[(at - start) as usize..(at - start + run) as usize];
+            let by = self.bits * band as u32;
+            pulp::Arch::new().dispatch(|| self.decode(line, by, at, groups.start, [&scales, &shifts], part));
             at += run;
         }
         scratch.give_bytes(line);
