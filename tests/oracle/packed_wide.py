@@ -37,7 +37,7 @@ def bitsandbytes():
         kind, nested, block = pick(("nf4", "fp4")), pick((True, False)), pick((32, 64, 128, 256, 512, 4096))
         storage = pick((torch.uint8, torch.uint8, torch.bfloat16, torch.float32))
         unit = 2 * storage.itemsize if storage != torch.uint8 else 1
-        rows, cols = (1, pick((1, 3, 64, 4097))) if i % 6 == 0 else (random.randrange(1, 90), random.randrange(1, 200))
+        rows, cols = (1, pick((3, 64, 4097))) if i % 6 == 0 else (random.randrange(1, 90), random.randrange(1, 200))
         cols = -(-cols // unit) * unit
         w = weight(rows, cols, pick(FLOATS))
         if i % 5 == 0:
@@ -103,7 +103,7 @@ def gptqmodel():
         expected = q.dequantize_weight().t().clone()
         if v1:
             convert_gptq_v2_to_v1_format_module(q, types.SimpleNamespace(bits=bits, pack_dtype=torch.int32))
-        tensors = {f"{M}.{k}": getattr(q, k).data for k in ("qweight", "qzeros", "scales", "g_idx")}
+        tensors = {f"{M}.{k}": getattr(q, k).data.to(torch.int32 if k == "g_idx" else getattr(q, k).dtype) for k in ("qweight", "qzeros", "scales", "g_idx")}
         quantization = {"quant_method": "gptq", "bits": bits, "group_size": group, "checkpoint_format": "gptq" if v1 else "gptq_v2"}
         case(f"gptq_model_{i}_{bits}bit", tensors, quantization, {W: expected})
 
