@@ -15,7 +15,8 @@
 
 use super::Rows;
 use super::codebook::Codebook;
-use super::grid_nearest::{Neighbours, OFF_GRID, POINT, TRIES, Word, Words, next_level};
+use super::grid_nearest::{Neighbours, next_level};
+use super::grid_runs::{OFF_GRID, POINT, TRIES, UNCLEAR, Word, Words};
 use super::grid_search::{Again, Coded, GridType, Plain, Rule, Search, Start, encode};
 use super::lane_search::make_qp_quants;
 use super::lanes::{Kernel, LANES, Lanes, columns};
@@ -59,6 +60,12 @@ struct GridSearch<L: Lanes, const D: usize, const N: usize> {
     magnitude: [[f32; N]; LANES],
     signs: [[u8; 4]; LANES],
     neighbours: Neighbours<L, D>,
+}
+
+/// The tries of eight sub-blocks: half their inverse scales, in ascending order, and their scales.
+struct Tries<L: Lanes> {
+    half_inverse: [L::F32; TRIES],
+    scale: [L::F32; TRIES],
 }
 
 /// Eight sub-blocks by column.
@@ -133,29 +140,30 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         // What is no number goes on, and to the reference.
         let present = !(empty | l.lt(max, zero) | l.eq(max, zero));
 
-        let (mut half_inverse, mut scales) = ([zero; TRIES], [zero; TRIES]);
+        let mut tries = Tries { half_inverse: [zero; TRIES], scale: [zero; TRIES] };
         let mut inverse = zero;
         for t in 0..self.tries {
             inverse = l.splat(self.numerators[t]) / max;
-            half_inverse[t] = l.splat(0.5) * inverse;
-            scales[t] = l.splat(1.0) / inverse;
+            tries.half_inverse[t] = l.splat(0.5) * inverse;
+            tries.scale[t] = l.splat(1.0) / inverse;
         }
-        let last = scales[self.tries - 1];
-        let sound = present & sound & l.lt(reach * inverse, l.splat(WRAPS)) & usable(l, scales[0]) & usable(l, last);
+        let last = tries.scale[self.tries - 1];
+        let sound =
+            present & sound & l.lt(reach * inverse, l.splat(WRAPS)) & usable(l, tries.scale[0]) & usable(l, last);
         let sound_bits = l.bits(sound) & 0xff;
         let mut unsound = l.bits(present) & !sound_bits & 0xff;
         let (mut scale, mut words) = (start, [[0; LANES]; LANES]);
         if sound_bits != 0 {
-            for (eight, scales) in scales.as_chunks().0.iter().enumerate() {
+            for (eight, scales) in tries.scale.as_chunks().0.iter().enumerate() {
                 for (to, scales) in self.neighbours.scales.iter_mut().zip(l.transpose(*scales)) {
                     to[LANES * eight..][..LANES].copy_from_slice(&l.store(scales));
                 }
             }
             let columns = Columns { magnitude, weight, weighted };
-            self.start_runs(l, &columns, &half_inverse, sound_bits);
+            self.start_runs(l, &columns, &tries, sound_bits);
             self.neighbours.choose();
             (scale, words) = self.best_try(l, &columns, start);
-            let (again, left) = self.choose_again(l, &columns, scale, &mut words, reach, sound);
+            let (again, left) = self.choose_again(l, &columns, &tries, scale, &mut words, reach, sound);
             scale = again;
             unsound |= left;
         }
@@ -213,7 +221,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
 
     /// Rounds every magnitude in every try and notes the runs of equal cells, for the sub-blocks of `bits`.
     #[inline(always)]
-    fn start_runs(&mut self, l: L, columns: &Columns<L, N>, half_inverse: &[L::F32; TRIES], bits: u32) {
+    fn start_runs(&mut self, l: L, columns: &Columns<L, N>, tries: &Tries<L>, bits: u32) {
         self.neighbours.clear();
         for k in 0..Self::GROUPS {
             let magnitude = &columns.magnitude[D * k..][..D];
@@ -221,11 +229,11 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             for i in 0..D {
                 root[i] = l.sqrt(columns.weight[D * k + i]);
             }
-            self.neighbours.set_group(k, magnitude, &root);
+            self.neighbours.set_group(k, magnitude, &root, tries.scale[0]);
             let (mut changed, mut cells) = ([0; TRIES], [[0; LANES]; TRIES]);
             let mut before = l.splat_i(-1);
             for t in 0..self.tries {
-                let cell = self.cell(l, magnitude, half_inverse[t]);
+                let cell = self.cell(l, magnitude, tries.half_inverse[t]);
                 changed[t] = (!l.bits(l.eq_i(cell, before)) & bits) as u8;
                 cells[t] = l.store_i(cell);
                 before = cell;
@@ -327,6 +335,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         &mut self,
         l: L,
         columns: &Columns<L, N>,
+        tries: &Tries<L>,
         scale: L::F32,
         words: &mut Words,
         reach: L::F32,
@@ -345,30 +354,64 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             wanted = wanted & any_off_grid;
         }
         let inverse = l.splat(1.0) / scale;
-        let safe = l.lt(reach * inverse, l.splat(WRAPS)) & usable(l, scale);
+        let safe =
+            l.lt(reach * inverse, l.splat(WRAPS)) & usable(l, scale) & l.lt(scale, l.splat(2.0) * tries.scale[0]);
         let left = l.bits(wanted & !safe) & 0xff;
         wanted = wanted & safe;
         let bits = l.bits(wanted) & 0xff;
         if bits == 0 {
             return (scale, left);
         }
+        let half_inverse = l.splat(0.5) * inverse;
+        // How many tries come before the scale; not the same for both where it is too near one to tell.
+        let (mut before, mut larger) = (l.splat_i(0), l.splat_i(0));
+        for t in 0..self.tries {
+            before = before - l.ones(!l.lt(half_inverse, tries.half_inverse[t]));
+            larger = larger - l.ones(!l.lt(tries.scale[t], scale));
+        }
+        let (none, all) = (l.splat_i(0), l.splat_i(self.tries as i32));
+        let between = l.eq_i(before, larger) & l.lt_i(none, before) & l.lt_i(before, all);
+        let before = l.store_i(before - l.splat_i(1));
         self.neighbours.clear();
+        let mut started = [l.lt(zero, zero); LANES];
         for k in 0..Self::GROUPS {
             self.neighbours.next_group();
-            let mut bits = bits;
+            let mut chosen = wanted;
             if self.rule.again == Again::OffGrid {
-                bits &= l.bits(off_grid[k]);
+                chosen = chosen & off_grid[k];
             }
-            let cells = l.store_i(self.cell(l, &columns.magnitude[D * k..][..D], l.splat(0.5) * inverse));
+            // Between two tries of a run with the same word, nothing else can be chosen.
+            let (mut left, mut right) = ([0; LANES], [0; LANES]);
+            for lane in 0..LANES {
+                let words = &self.neighbours.words[k][lane][before[lane] as usize % TRIES..];
+                (left[lane], right[lane]) = (words[0], words[1]);
+            }
+            let (left, right) = (l.load_i(&left), l.load_i(&right));
+            let same = l.eq_i(left, right) & l.eq_i(left & l.splat_i(UNCLEAR), l.splat_i(0)) & between;
+            words[k] = l.store_i(l.select_i(chosen & same, left, l.load_i(&words[k])));
+            started[k] = chosen & !same;
+            let mut bits = l.bits(started[k]) & 0xff;
+            if bits == 0 {
+                continue;
+            }
+            let cells = l.store_i(self.cell(l, &columns.magnitude[D * k..][..D], half_inverse));
             while bits != 0 {
                 let lane = bits.trailing_zeros() as usize % LANES;
                 bits &= bits - 1;
-                self.neighbours.start_run(k, lane, cells[lane] as usize, 0, 0);
+                self.neighbours.start_run(k, lane, cells[lane] as usize, 0, 1);
             }
         }
-        self.neighbours.choose_once(&l.store(scale), words);
+        for (scales, scale) in self.neighbours.scales.iter_mut().zip(l.store(scale)) {
+            scales[0] = scale;
+        }
+        self.neighbours.choose();
         let mut index = [l.splat_i(0); LANES];
         for k in 0..Self::GROUPS {
+            let mut found = [0; LANES];
+            for lane in 0..LANES {
+                found[lane] = self.neighbours.words[k][lane][0];
+            }
+            words[k] = l.store_i(l.select_i(started[k], l.load_i(&found), l.load_i(&words[k])));
             index[k] = l.shr::<16>(l.load_i(&words[k]));
         }
         let [(sumqx, sumq2)] = self.sums(l, columns, [index]);

@@ -1,59 +1,44 @@
 //! The nearest neighbours of many groups at once, for [`grid_lanes`](super::grid_lanes).
 //!
 //! A *run* is a group and neighbouring tries whose rounded magnitudes share a cell, and so its candidates. What their
-//! errors depend on is computed with eight candidates in the lanes, and compared with eight tries in the lanes. Runs
-//! are sorted by the length of their lists, so that the processor foresees most branches.
+//! errors depend on is computed with eight candidates in the lanes. Of a long list only those are kept that may win
+//! somewhere in the run; then eight tries in the lanes compare what is left. Runs are sorted by the length of their
+//! lists, so that the processor foresees most branches.
 //!
-//! **Why the candidate is the one that ggml takes.** At scale `s` the error of candidate `j` is `C + s (s A_j - 2 B_j)`,
-//! with `A = sum w q^2`, `B = sum w x q`, `C = sum w x^2`. The lanes compare `s (s A_j - 2 B_j)`, which costs a few
-//! operations instead of a sum over the coordinates. This and ggml's sum together differ from the true error by less
-//! than 51 half-ulps of `s^2 A + C`, and `s^2 A` is at most twice `C` plus twice the error. So where the best error is
-//! at most `C`, a lead of 510 half-ulps of `C` decides as ggml's comparison does; [`MARGIN`] asks for more. Candidates
-//! that differ only where the importance is zero have the same error in both, and ggml takes the first of them.
-//! Without such a lead, or where numbers leave the range in which errors are relative, the candidates' errors are
+//! **Why the candidate is the one that ggml takes.** At scale `s` the error of candidate `j` is `C + E_j`, with
+//! `E_j = s^2 A_j - 2 s B_j`, `A = sum w q^2`, `B = sum w x q`, `C = sum w x^2`. The lanes compare `E_j`, which costs a
+//! few operations instead of a sum over the coordinates. In half-ulps (`u = 2^-24`, relative):
+//!
+//! * `2 s sum w |x| q <= s^2 A + C`, and `s^2 A <= 2 C + 2 error`.
+//! * `E_j` as computed, a place in its four lowest bits, is off by less than `u (22 s^2 A + 11 C + 30 |E|)`; ggml's sum
+//!   of up to eight terms by less than `u (12 error + s^2 A)`.
+//! * Let `j` have the least `E`, not above zero but for the lead, so that its error is `C` at most; and let `E_k` be
+//!   larger by `512 u C` ([`MARGIN`]). Then the true errors differ by `D > 250 u C`. ggml's differ by more than
+//!   `D - u (32 C + 14 D)`: `k` is not what it takes, and `j` is if it leads all others so.
+//! * **Between two scales.** `E_j / s` is a line over `s`. If `j` leads `k` at two scales, so it does between them: by
+//!   `250 u C` times the ratio of the scales, which is 2/3 at least in a search. That is more than the 33 that ggml's
+//!   sums need. So a candidate that another one beats at both ends of a run can be forgotten, and what is chosen by
+//!   two tries of a run is chosen between them.
+//!
+//! Candidates that differ only where the importance is zero have the same error in both, and ggml takes the first of
+//! them. Without a lead, or where numbers leave the range in which errors are relative, the candidates' errors are
 //! computed exactly as ggml does ([`nearest_exactly`]).
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 
-use super::codebook::{Cell, Codebook, Near};
+use super::codebook::{Codebook, Near};
+use super::grid_runs::{GROUPS, OFF_GRID, ROOM, Run, Runs, TRIES, UNCLEAR, Word, boxed};
 use super::lanes::{LANES, Lanes};
 
-/// The lead, in parts of `C`, that the best candidate needs: 1024 half-ulps.
-const MARGIN: f32 = 1.0 / 16384.0;
+/// The lead, in parts of `C`, that the best candidate needs: 512 half-ulps.
+const MARGIN: f32 = 1.0 / 32768.0;
 /// Vectors in the longest list of neighbours of any codebook.
 pub(super) const LONGEST: usize = 64;
 /// Weights of a sub-block, at most.
 const LONGEST_SUB_BLOCK: usize = 32;
-/// Groups of eight sub-blocks, at most.
-const GROUPS: usize = 64;
-/// Tries of a search, at most.
-pub(super) const TRIES: usize = 32;
-/// Tries with room for a vector from any of them on.
-const ROOM: usize = TRIES + LANES;
-/// Runs that all groups can have, and one that is never looked at.
-const RUNS: usize = TRIES * GROUPS + 1;
-/// Runs are sorted by the vectors of their lists: none, one ... and this many or more.
-const CLASSES: usize = 8;
-
-/// What is chosen for a group: the point's number in the low half, its packed levels in the high one.
-pub(super) type Word = i32;
-/// Set where the rounded magnitudes were no point.
-pub(super) const OFF_GRID: Word = 1 << 15;
-/// The point's number.
-pub(super) const POINT: Word = OFF_GRID - 1;
-
-/// Words by group of the sub-block, and sub-block.
-pub(super) type Words = [[Word; LANES]; LANES];
-
-/// Neighbouring tries of a group that share a cell.
-#[derive(Clone, Copy)]
-struct Run {
-    cell: Cell,
-    /// `LANES` times the group within its sub-block, plus the sub-block.
-    group: u8,
-    /// First try, and the one after the last.
-    from: u8,
-    to: u8,
-}
+/// Lists longer than this are pruned.
+const SHORT: usize = 2 * LANES;
+/// Pruned lists are made a multiple of this, so that the processor foresees most of their ends.
+const AT_LEAST: usize = 4;
 
 /// The runs at hand, and what the errors of each group's candidates depend on: room that is not cleared each time.
 pub(super) struct Neighbours<L: Lanes, const D: usize> {
@@ -65,12 +50,7 @@ pub(super) struct Neighbours<L: Lanes, const D: usize> {
     pub(super) scales: Box<[[f32; ROOM]; LANES]>,
     /// By group of the sub-block, sub-block and try.
     pub(super) words: Box<[[[Word; ROOM]; LANES]; LANES]>,
-    runs: Box<[Run; RUNS]>,
-    count: usize,
-    /// The last run of each sub-block's group at hand.
-    last: [usize; LANES],
-    order: Box<[[u16; RUNS]; CLASSES]>,
-    counts: [usize; CLASSES],
+    runs: Runs,
     /// By coordinate of the sub-blocks: their magnitudes, and the roots of the importance.
     magnitude: [[f32; LANES]; LONGEST_SUB_BLOCK],
     root: [[f32; LANES]; LONGEST_SUB_BLOCK],
@@ -83,9 +63,23 @@ pub(super) struct Neighbours<L: Lanes, const D: usize> {
     counting: [i32; GROUPS],
     /// Added to `A` where the last vector of a list has no candidate, by the list's length.
     padding: [L::F32; LANES],
-    /// `A` and `2 B` of candidates, and errors.
-    terms: Box<[[[f32; LANES]; 2]; LONGEST]>,
+    all: Box<List>,
+    kept: Box<List>,
+    /// Errors of candidates, at either end of a run.
     errors: Box<[L::F32; LONGEST]>,
+    errors_at_end: Box<[L::F32; LONGEST]>,
+}
+
+/// Candidates: `A`, `2 B` and the word of each.
+#[derive(Clone)]
+struct List {
+    a: [[f32; LANES]; LONGEST],
+    b: [[f32; LANES]; LONGEST],
+    words: [[Word; LANES]; LONGEST],
+}
+
+impl List {
+    const EMPTY: List = List { a: [[0.0; LANES]; LONGEST], b: [[0.0; LANES]; LONGEST], words: [[0; LANES]; LONGEST] };
 }
 
 impl<L: Lanes, const D: usize> Neighbours<L, D> {
@@ -106,11 +100,7 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             q,
             scales: boxed([1.0; ROOM]),
             words: boxed([[0; ROOM]; LANES]),
-            runs: boxed(Run { cell: grid.at(0), group: 0, from: 0, to: 0 }),
-            count: 1,
-            last: [0; LANES],
-            order: boxed([0; RUNS]),
-            counts: [0; CLASSES],
+            runs: Runs::new(grid.at(0)),
             magnitude: [[0.0; LANES]; LONGEST_SUB_BLOCK],
             root: [[0.0; LANES]; LONGEST_SUB_BLOCK],
             a: boxed([zero; D]),
@@ -118,14 +108,17 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             lead: [0.0; GROUPS],
             counting: [0; GROUPS],
             padding,
-            terms: boxed([[0.0; LANES]; 2]),
+            all: Box::new(List::EMPTY),
+            kept: Box::new(List::EMPTY),
             errors: boxed(zero),
+            errors_at_end: boxed(zero),
         }
     }
 
-    /// Takes group `k` of eight sub-blocks: the magnitudes and the roots of the importance, by coordinate.
+    /// Takes group `k` of eight sub-blocks: the magnitudes and the roots of the importance, by coordinate. No scale
+    /// will be more than twice `largest`.
     #[inline(always)]
-    pub(super) fn set_group(&mut self, k: usize, magnitude: &[L::F32], root: &[L::F32]) {
+    pub(super) fn set_group(&mut self, k: usize, magnitude: &[L::F32], root: &[L::F32], largest: L::F32) {
         let l = self.l;
         let qq = self.q * self.q;
         let (zero, none) = (l.splat(0.0), l.splat_i(0));
@@ -144,9 +137,11 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             }
         }
         self.counting[LANES * k..][..LANES].copy_from_slice(&l.store_i(counting));
-        // Errors are relative only clear of denormals and infinities; elsewhere nothing leads. Where nothing has any
-        // importance, all errors are zero, and any lead decides.
-        let relative = l.lt(l.splat(1e-31), c) & l.lt(c, l.splat(1e33));
+        // Errors are relative only clear of denormals and infinities; elsewhere nothing leads. What denormals lose,
+        // 2^-150 at a time, is multiplied by up to the square of the scale. Where nothing has any importance, all
+        // errors are zero, and any lead decides.
+        let unit = l.splat(1.0) + largest;
+        let relative = l.lt(l.splat(1e-30) * unit * unit, c) & l.lt(c, l.splat(1e33));
         let lead = l.select(relative, l.splat(MARGIN) * c, l.splat(f32::NAN));
         let lead = l.select(l.eq_i(counting, none), l.splat(1.0), lead);
         self.lead[LANES * k..][..LANES].copy_from_slice(&l.store(lead));
@@ -155,14 +150,13 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
     /// Forgets all runs.
     #[inline(always)]
     pub(super) fn clear(&mut self) {
-        self.count = 1;
-        self.counts = [0; CLASSES];
+        self.runs.clear();
     }
 
     /// The next runs are of another group of the sub-blocks.
     #[inline(always)]
     pub(super) fn next_group(&mut self) {
-        self.last = [0; LANES];
+        self.runs.next_group();
     }
 
     /// Notes that group `k` of a sub-block falls on `cell` from a try on, up to `to` or the next such note.
@@ -171,16 +165,10 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         let l = self.l;
         let (k, lane, from) = (k % LANES, lane % LANES, from % TRIES);
         let cell = self.grid.at(cell);
-        // The first run of a group has none before it; what is written then belongs to run 0, which nobody reads.
-        self.runs[self.last[lane] % RUNS].to = from as u8;
-        self.runs[self.count] = Run { cell, group: (LANES * k + lane) as u8, from: from as u8, to: to as u8 };
-        self.last[lane] = self.count;
-        let class = (cell.len as usize).div_ceil(LANES).min(CLASSES - 1);
-        self.order[class][self.counts[class]] = self.count as u16;
-        self.counts[class] += 1;
-        self.count += 1;
+        let run = self.runs.start(cell, k, lane, from, to);
         // The word of a point, without asking whether it is one: later runs and `choose` replace it where not.
-        let word = l.splat_i(Word::from(cell.point) | Word::from(self.grid.packed[cell.point as usize]) << 16);
+        let levels = Word::from(self.grid.packed[cell.point as usize]);
+        let word = l.splat_i(Word::from(cell.point) | run.mark() | levels << 16);
         let words = &mut self.words[k][lane];
         for at in (from..to).step_by(LANES) {
             words[at..][..LANES].copy_from_slice(&l.store_i(word));
@@ -190,66 +178,24 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
     /// Chooses points for all tries of all runs.
     #[inline(always)]
     pub(super) fn choose(&mut self) {
-        for class in 1..CLASSES {
-            for n in 0..self.counts[class] {
-                let run = self.runs[self.order[class][n] as usize % RUNS];
-                self.choose_run(run);
+        for length in 1..Runs::LENGTHS {
+            let mut next = self.runs.first(length);
+            while let Some((run, following)) = self.runs.at(next) {
+                next = following;
+                let near = self.grid.near(run.cell);
+                self.put_terms(run.group(), near);
+                if length <= SHORT {
+                    self.choose_run::<false>(run, near, length);
+                } else {
+                    let count = self.prune(run, near);
+                    self.choose_run::<true>(run, near, count);
+                }
             }
         }
     }
 
-    /// Chooses a point for every try of a run, eight tries in the lanes.
-    #[inline(always)]
-    fn choose_run(&mut self, run: Run) {
-        let l = self.l;
-        let near = self.grid.near(run.cell);
-        let group = run.group as usize % GROUPS;
-        self.put_terms(group, near);
-        let (zero, infinite, lead) = (l.splat(0.0), l.splat(f32::INFINITY), l.splat(self.lead[group]));
-        let numbers = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
-        for from in (run.from as usize..run.to as usize).step_by(LANES) {
-            let from = from % TRIES;
-            let s = l.load_at(&self.scales[group % LANES][from..]);
-            let ss = s * s;
-            // By try: the least error, the least but one, and the place of the least.
-            let (mut least, mut second, mut place) = (infinite, infinite, l.splat_i(0));
-            for (v, [a, b]) in self.terms[..near.levels.len()].iter().enumerate() {
-                for j in 0..LANES {
-                    let error = ss * l.splat(a[j]) - s * l.splat(b[j]);
-                    let lower = l.lt(error, least);
-                    second = l.min(second, l.max(least, error));
-                    least = l.min(error, least);
-                    place = l.select_i(lower, l.splat_i((LANES * v + j) as i32), place);
-                }
-            }
-            // Above zero, the error would exceed C.
-            let bound = l.min(least, zero) + lead;
-            let inside = l.lt_i(numbers, l.splat_i(run.to as i32 - from as i32));
-            let unclear = inside & (!l.lt(least, bound) | l.lt(second, bound));
-            let words = if let [levels] = near.levels {
-                let words = l.load_u16(&near.numbers[0]) | l.shl::<16>(l.load_u16(levels));
-                l.lookup_i(words | l.splat_i(OFF_GRID), place)
-            } else {
-                let mut words = [0; LANES];
-                for (word, place) in words.iter_mut().zip(l.store_i(place)) {
-                    *word = word_of(near, place as usize);
-                }
-                l.load_i(&words)
-            };
-            let to = &mut self.words[group / LANES][group % LANES][from..][..LANES];
-            let old = l.load_i_at(to);
-            to.copy_from_slice(&l.store_i(l.select_i(inside, words, old)));
-            let mut unclear = l.bits(unclear) & 0xff;
-            while unclear != 0 {
-                let at = from + unclear.trailing_zeros() as usize % LANES;
-                unclear &= unclear - 1;
-                let place = self.nearest(group, near, self.scales[group % LANES][at]);
-                self.words[group / LANES][group % LANES][at] = word_of(near, place);
-            }
-        }
-    }
-
-    /// Fills in `A` and `2 B` of every candidate, and makes those infinitely bad that have the errors of an earlier one.
+    /// Fills in what the errors of all candidates depend on, and makes those infinitely bad that have the errors of an
+    /// earlier one.
     #[inline(always)]
     fn put_terms(&mut self, group: usize, near: Near<'_>) {
         let l = self.l;
@@ -257,7 +203,9 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         for (v, levels) in near.levels.iter().enumerate() {
             let padding = if v == last { self.padding[near.len % LANES] } else { l.splat(0.0) };
             let (a, b) = self.terms_of(group, levels, padding);
-            self.terms[v % LONGEST] = [l.store(a), l.store(b)];
+            (self.all.a[v % LONGEST], self.all.b[v % LONGEST]) = (l.store(a), l.store(b));
+            let words = l.load_u16(&near.numbers[v]) | l.shl::<16>(l.load_u16(levels)) | l.splat_i(OFF_GRID);
+            self.all.words[v % LONGEST] = l.store_i(words);
         }
         let counting = self.counting[group];
         if counting == (1 << (self.grid.bits * D as u32)) - 1 {
@@ -272,9 +220,116 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
                     alike &= 0xfe << (place % LANES);
                 }
                 while alike != 0 {
-                    self.terms[v % LONGEST][0][alike.trailing_zeros() as usize % LANES] = f32::INFINITY;
+                    self.all.a[v % LONGEST][alike.trailing_zeros() as usize % LANES] = f32::INFINITY;
                     alike &= alike - 1;
                 }
+            }
+        }
+    }
+
+    /// Keeps the candidates of a run that another one does not beat at both its ends. That one is the best of the two
+    /// ends together, roughly. Returns how many are kept; none if errors are not relative.
+    #[inline(always)]
+    fn prune(&mut self, run: Run, near: Near<'_>) -> usize {
+        let l = self.l;
+        let (group, count) = (run.group(), near.levels.len());
+        let scales = &self.scales[group % LANES];
+        let (s, t) = (l.splat(scales[run.from()]), l.splat(scales[(run.to() - 1) % TRIES]));
+        let (ss, tt) = (s * s, t * t);
+        // The place of a candidate stands in the lowest bits of its error.
+        let place_bits = l.splat_i((LANES * LONGEST - 1) as i32);
+        let mut places = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        let mut least = l.splat(f32::INFINITY);
+        for v in 0..count {
+            let (a, b) = (l.load(&self.all.a[v % LONGEST]), l.load(&self.all.b[v % LONGEST]));
+            let (error, at_end) = (ss * a - s * b, tt * a - t * b);
+            self.errors[v % LONGEST] = error;
+            self.errors_at_end[v % LONGEST] = at_end;
+            let both = l.to_bits(error + at_end);
+            least = l.min(l.from_bits((both | place_bits) ^ place_bits | places), least);
+            places = places + l.splat_i(LANES as i32);
+        }
+        let best = (l.store(l.least(least))[0].to_bits() as usize) % (LANES * LONGEST);
+        let error = l.store(self.errors[best / LANES])[best % LANES];
+        let at_end = l.store(self.errors_at_end[best / LANES])[best % LANES];
+        // Above zero, the error would exceed C.
+        let lead = self.lead[group];
+        let bound = l.splat(if error <= 0.0 { error + lead } else { f32::INFINITY });
+        let bound_at_end = l.splat(if at_end <= 0.0 { at_end + lead } else { f32::INFINITY });
+        let mut kept = 0;
+        for eight in 0..count.div_ceil(8) {
+            let mut bits = 0;
+            for v in 8 * eight..count.min(8 * eight + 8) {
+                let close = l.lt(self.errors[v % LONGEST], bound) | l.lt(self.errors_at_end[v % LONGEST], bound_at_end);
+                bits |= u64::from(l.bits(close) & 0xff) << (8 * (v % 8));
+            }
+            // Four at a time, though there may be fewer: what is kept in vain is overwritten.
+            loop {
+                for _ in 0..AT_LEAST {
+                    let place = (64 * eight + bits.trailing_zeros() as usize) % (LANES * LONGEST);
+                    let to = kept % (LANES * LONGEST);
+                    self.kept.a.as_flattened_mut()[to] = self.all.a.as_flattened()[place];
+                    self.kept.b.as_flattened_mut()[to] = self.all.b.as_flattened()[place];
+                    self.kept.words.as_flattened_mut()[to] = self.all.words.as_flattened()[place];
+                    kept += usize::from(bits != 0);
+                    bits &= bits.wrapping_sub(1);
+                }
+                if bits == 0 {
+                    break;
+                }
+            }
+        }
+        let end = kept.next_multiple_of(AT_LEAST).max(AT_LEAST);
+        for to in kept..end {
+            self.kept.a.as_flattened_mut()[to % (LANES * LONGEST)] = f32::INFINITY;
+        }
+        kept
+    }
+
+    /// Chooses a point for every try of a run, eight tries in the lanes: among the first `count` candidates, kept or all.
+    #[inline(always)]
+    fn choose_run<const KEPT: bool>(&mut self, run: Run, near: Near<'_>, count: usize) {
+        let l = self.l;
+        let group = run.group();
+        let (zero, infinite, lead) = (l.splat(0.0), l.splat(f32::INFINITY), l.splat(self.lead[group]));
+        let numbers = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        let (one, eight, place_bits) = (l.splat_i(1), l.splat_i(LANES as i32), l.splat_i(SHORT as i32 - 1));
+        let places = if KEPT { count.next_multiple_of(AT_LEAST).max(AT_LEAST) } else { count };
+        for from in (run.from()..run.to()).step_by(LANES) {
+            let from = from % TRIES;
+            let s = l.load_at(&self.scales[group % LANES][from..]);
+            let ss = s * s;
+            // By try: the least error, with the candidate's place in its lowest bits, and the least but one. What is no
+            // number, or infinite, drops out.
+            let (mut least, mut second, mut place) = (infinite, infinite, l.splat_i(0));
+            let list = if KEPT { &self.kept } else { &self.all };
+            for (&a, &b) in list.a.as_flattened()[..places].iter().zip(&list.b.as_flattened()[..places]) {
+                let error = l.to_bits(ss * l.splat(a) - s * l.splat(b));
+                let error = l.from_bits((error | place_bits) ^ place_bits | place);
+                second = l.min(l.max(least, error), second);
+                least = l.min(error, least);
+                place = place + one;
+            }
+            let place = l.to_bits(least);
+            let mut chosen = l.lookup_i(l.load_i(&list.words[0]), place);
+            if places > LANES {
+                let others = l.lookup_i(l.load_i(&list.words[1]), place);
+                chosen = l.select_i(l.eq_i(place & eight, eight), others, chosen);
+            }
+            // Above zero, the error would exceed C.
+            let bound = l.min(least, zero) + lead;
+            let inside = l.lt_i(numbers, l.splat_i(run.to() as i32 - from as i32));
+            let unclear = inside & (!l.lt(least, bound) | l.lt(second, bound));
+            let to = &mut self.words[group / LANES][group % LANES][from..][..LANES];
+            let old = l.load_i_at(to);
+            to.copy_from_slice(&l.store_i(l.select_i(inside, chosen | l.splat_i(run.mark()), old)));
+            let mut unclear = l.bits(if places > SHORT { inside } else { unclear }) & 0xff;
+            while unclear != 0 {
+                let at = from + unclear.trailing_zeros() as usize % LANES;
+                unclear &= unclear - 1;
+                let scale = self.scales[group % LANES][at];
+                let word = word_of(near, self.nearest(group, near, scale)) | UNCLEAR;
+                self.words[group / LANES][group % LANES][at] = word;
             }
         }
     }
@@ -293,69 +348,6 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         (a, b)
     }
 
-    /// Chooses a point for every run, all of them of one try with its sub-block's scale among `scales`.
-    #[inline(always)]
-    pub(super) fn choose_once(&mut self, scales: &[f32; LANES], words: &mut Words) {
-        for n in 0..self.counts[0] {
-            let run = self.runs[self.order[0][n] as usize % RUNS];
-            let group = run.group as usize % GROUPS;
-            let packed = self.grid.packed[run.cell.point as usize];
-            words[group / LANES][group % LANES] = Word::from(run.cell.point) | Word::from(packed) << 16;
-        }
-        for class in 1..CLASSES {
-            for n in 0..self.counts[class] {
-                let run = self.runs[self.order[class][n] as usize % RUNS];
-                let near = self.grid.near(run.cell);
-                let group = run.group as usize % GROUPS;
-                let scale = scales[group % LANES];
-                let place = match self.leader(group, near, scale) {
-                    Some(place) => place,
-                    None => self.nearest(group, near, scale),
-                };
-                words[group / LANES][group % LANES] = word_of(near, place);
-            }
-        }
-    }
-
-    /// The place of the candidate with the least error at a scale, if it leads by enough: the first of those alike.
-    #[inline(always)]
-    fn leader(&mut self, group: usize, near: Near<'_>, scale: f32) -> Option<usize> {
-        let l = self.l;
-        let (s, ss) = (l.splat(scale), l.splat(scale * scale));
-        // Above zero, the error would exceed C.
-        let mut least = l.splat(0.0);
-        let last = near.levels.len() - 1;
-        for (v, levels) in near.levels.iter().enumerate() {
-            let padding = if v == last { self.padding[near.len % LANES] } else { l.splat(0.0) };
-            let (a, b) = self.terms_of(group, levels, padding);
-            let error = ss * a - s * b;
-            self.errors[v % LONGEST] = error;
-            least = l.min(error, least);
-        }
-        let bound = l.least(least) + l.splat(self.lead[group]);
-        // Bit by candidate.
-        let mut close = [0u64; LONGEST / 8];
-        for v in 0..=last {
-            close[v / 8 % (LONGEST / 8)] |=
-                u64::from(l.bits(l.lt(self.errors[v % LONGEST], bound)) & 0xff) << (v % 8 * 8);
-        }
-        let mut leader = None;
-        let counting = self.counting[group];
-        for (eight, mut close) in close[..=last / 8].iter().copied().enumerate() {
-            while close != 0 {
-                let place = 64 * eight + close.trailing_zeros() as usize;
-                close &= close - 1;
-                let levels = i32::from(near.levels.as_flattened()[place]) & counting;
-                match leader {
-                    None => leader = Some((place, levels)),
-                    Some((_, first)) if first == levels => {}
-                    Some(_) => return None,
-                }
-            }
-        }
-        leader.map(|(place, _)| place)
-    }
-
     /// [`nearest_exactly`] for a group.
     #[inline(always)]
     fn nearest(&mut self, group: usize, near: Near<'_>, scale: f32) -> usize {
@@ -365,14 +357,6 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             (x[i], w[i]) = (self.magnitude[at][group % LANES], self.root[at][group % LANES]);
         }
         nearest_exactly(self.l, near, self.q, &x, &w, scale, &mut self.errors)
-    }
-}
-
-/// An array on the heap, where the compiler leaves it.
-fn boxed<T: Clone, const N: usize>(v: T) -> Box<[T; N]> {
-    match vec![v; N].try_into() {
-        Ok(array) => array,
-        Err(_) => unreachable!("a vector of {N} elements is an array of as many"),
     }
 }
 
@@ -431,6 +415,18 @@ pub(super) fn next_level<L: Lanes, const D: usize>(l: L, index: L::I32) -> L::I3
 mod tests {
     use super::*;
     use crate::quant::codebook::{self, Offer};
+    use crate::quant::grid_search::GridType;
+    use crate::quant::iq2::{IQ2_S, IQ2_XS, IQ2_XXS};
+    use crate::quant::iq3::{IQ3_S, IQ3_XXS};
+
+    /// What holds at two scales of a search holds between them only because these are near each other.
+    #[test]
+    fn scales_of_a_search_are_within_a_half_of_each_other() {
+        for rule in [IQ2_XXS::RULE, IQ2_XS::RULE, IQ2_S::RULE, IQ3_XXS::RULE, IQ3_S::RULE] {
+            let reach = rule.half_tries as f32 * rule.step;
+            assert!((rule.top + reach) / (rule.top - reach) < 1.5001, "{}", rule.top);
+        }
+    }
 
     #[test]
     fn every_list_of_neighbours_fits() {

@@ -22,6 +22,7 @@ mod filetype;
 mod fp4;
 mod grid_lanes;
 mod grid_nearest;
+mod grid_runs;
 mod grid_search;
 mod imatrix;
 mod iq1;

@@ -1,0 +1,136 @@
+//! Runs: neighbouring tries of a group that share a cell, sorted by the length of the cell's list of neighbours.
+
+use super::codebook::Cell;
+use super::lanes::LANES;
+
+/// Groups of eight sub-blocks, at most.
+pub(super) const GROUPS: usize = 64;
+/// Tries of a search, at most.
+pub(super) const TRIES: usize = 32;
+/// Tries with room for a vector from any of them on.
+pub(super) const ROOM: usize = TRIES + LANES;
+/// Room for the runs that all groups can have, and one that is never looked at.
+const RUNS: usize = 2 * TRIES * GROUPS;
+
+/// What is chosen for a group: the point's number in the low half, its packed levels in the high one.
+pub(super) type Word = i32;
+/// Set where the rounded magnitudes were no point.
+pub(super) const OFF_GRID: Word = 1 << 15;
+/// Set where no candidate led by enough.
+pub(super) const UNCLEAR: Word = 1 << 14;
+/// Set in every other run of a group.
+const ODD: Word = 1 << 13;
+/// The point's number.
+pub(super) const POINT: Word = ODD - 1;
+
+/// Words by group of the sub-block, and sub-block.
+pub(super) type Words = [[Word; LANES]; LANES];
+
+/// Neighbouring tries of a group that share a cell.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    pub(super) cell: Cell,
+    group: u8,
+    from: u8,
+    to: u8,
+    odd: bool,
+}
+
+impl Run {
+    /// `LANES` times the group within its sub-block, plus the sub-block.
+    #[inline(always)]
+    pub(super) fn group(self) -> usize {
+        self.group as usize % GROUPS
+    }
+
+    /// The first try.
+    #[inline(always)]
+    pub(super) fn from(self) -> usize {
+        self.from as usize % TRIES
+    }
+
+    /// The try after the last.
+    #[inline(always)]
+    pub(super) fn to(self) -> usize {
+        self.to as usize
+    }
+
+    /// What its words have that those of the runs before and after it have not, or the other way round.
+    #[inline(always)]
+    pub(super) fn mark(self) -> Word {
+        if self.odd { ODD } else { 0 }
+    }
+}
+
+/// The runs at hand.
+pub(super) struct Runs {
+    runs: Box<[Run; RUNS]>,
+    /// The number of the next one; 0 is none.
+    count: usize,
+    /// The last run of each sub-block's group at hand.
+    last: [usize; LANES],
+    /// The last run of each length, and for every run the one before of that length.
+    of_length: [u16; Runs::LENGTHS],
+    before: Box<[u16; RUNS]>,
+}
+
+impl Runs {
+    /// Lengths that are told apart: 0, 1 ... and one less than this or more.
+    pub(super) const LENGTHS: usize = 64;
+
+    /// No runs; the cell is any.
+    pub(super) fn new(cell: Cell) -> Self {
+        let none = Run { cell, group: 0, from: 0, to: 0, odd: false };
+        Runs { runs: boxed(none), count: 1, last: [0; LANES], of_length: [0; Runs::LENGTHS], before: boxed(0) }
+    }
+
+    /// Forgets all runs.
+    #[inline(always)]
+    pub(super) fn clear(&mut self) {
+        self.count = 1;
+        self.of_length = [0; Runs::LENGTHS];
+    }
+
+    /// The next runs are of another group of the sub-blocks.
+    #[inline(always)]
+    pub(super) fn next_group(&mut self) {
+        self.last = [0; LANES];
+    }
+
+    /// Starts a run of group `k` of a sub-block, up to try `to` or the next one of the same group.
+    #[inline(always)]
+    pub(super) fn start(&mut self, cell: Cell, k: usize, lane: usize, from: usize, to: usize) -> Run {
+        // The first run of a group has none before it; what is written then belongs to run 0, which nobody reads.
+        let before = &mut self.runs[self.last[lane] % RUNS];
+        before.to = from as u8;
+        let run = Run { cell, group: (LANES * k + lane) as u8, from: from as u8, to: to as u8, odd: !before.odd };
+        self.runs[self.count % RUNS] = run;
+        self.last[lane] = self.count;
+        let length = (cell.len as usize).min(Runs::LENGTHS - 1);
+        self.before[self.count % RUNS] = self.of_length[length];
+        self.of_length[length] = self.count as u16;
+        self.count += 1;
+        run
+    }
+
+    /// The number of the first run of a length in their order.
+    #[inline(always)]
+    pub(super) fn first(&self, length: usize) -> usize {
+        self.of_length[length] as usize
+    }
+
+    /// The run of a number, and the number of the next one of its length.
+    #[inline(always)]
+    pub(super) fn at(&self, number: usize) -> Option<(Run, usize)> {
+        let place = number % RUNS;
+        (place != 0).then_some((self.runs[place], self.before[place] as usize))
+    }
+}
+
+/// An array on the heap, where the compiler leaves it.
+pub(super) fn boxed<T: Clone, const N: usize>(v: T) -> Box<[T; N]> {
+    match vec![v; N].try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("a vector of {N} elements is an array of as many"),
+    }
+}
