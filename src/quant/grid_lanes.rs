@@ -19,7 +19,7 @@ use super::grid_nearest::{Neighbours, next_level};
 use super::grid_runs::{OFF_GRID, POINT, TRIES, UNCLEAR, Word, Words};
 use super::grid_search::{Again, Coded, GridType, Plain, Rule, Search, Start, encode};
 use super::lane_search::make_qp_quants;
-use super::lanes::{Kernel, LANES, Lanes, columns};
+use super::lanes::{Kernel, LANES, Lanes, Vector, columns};
 use std::marker::PhantomData;
 
 /// Beyond this, rounding to a level would wrap.
@@ -38,11 +38,35 @@ impl<T: GridType<D, N>, const D: usize, const N: usize> Kernel for OverLanes<T, 
     #[inline(always)]
     fn rows<L: Lanes>(l: L, rows: Rows<'_>, out: &mut [u8]) {
         let mut search = GridSearch::<L, D, N>::new(l, T::grid(), T::RULE);
-        for (i, (x, block)) in rows.values.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
-            let weights = rows.imatrix.map(|w| &w[256 * i % rows.row_len..][..256]);
-            encode::<T, _, D, N>(&mut search, x, weights, block);
+        for (i, (x, out)) in rows.values.chunks(512).zip(out.chunks_mut(2 * T::BYTES)).enumerate() {
+            // Two blocks, or the last one twice.
+            let second = x.len() - 256;
+            let at = [512 * i, 512 * i + second];
+            let x = [&x[..256], &x[second..]];
+            let (mut sigma2, mut weights) = (sums_of_squares(x), [None; 2]);
+            for j in 0..2 {
+                sigma2[j] = T::RULE.sigma * sigma2[j] / 256.0;
+                weights[j] = rows.imatrix.map(|w| &w[at[j] % rows.row_len..][..256]);
+            }
+            if T::RULE.start == Start::Fit {
+                search.fit(x, weights, sigma2);
+            }
+            for (j, block) in out.chunks_exact_mut(T::BYTES).enumerate() {
+                search.turn = j;
+                encode::<T, _, D, N>(&mut search, x[j], weights[j], sigma2[j], block);
+            }
         }
     }
+}
+
+/// `sum_of_squares` of two blocks: one sum waits less while the other is added to.
+#[inline(always)]
+fn sums_of_squares(x: [&[f32]; 2]) -> [f32; 2] {
+    let mut sums = [0.0; 2];
+    for (a, b) in x[0].iter().zip(x[1]) {
+        sums = [sums[0] + a * a, sums[1] + b * b];
+    }
+    sums
 }
 
 /// A codebook and a rule, ready for lanes, and room for eight sub-blocks.
@@ -59,6 +83,9 @@ struct GridSearch<L: Lanes, const D: usize, const N: usize> {
     weight: [[f32; N]; LANES],
     magnitude: [[f32; N]; LANES],
     signs: [[u8; 4]; LANES],
+    /// The fitted plain scales of two blocks, and which block is at hand.
+    starts: [L::F32; 2],
+    turn: usize,
     neighbours: Neighbours<L, D>,
 }
 
@@ -66,6 +93,15 @@ struct GridSearch<L: Lanes, const D: usize, const N: usize> {
 struct Tries<L: Lanes> {
     half_inverse: [L::F32; TRIES],
     scale: [L::F32; TRIES],
+}
+
+/// What is chosen again, of eight sub-blocks.
+#[derive(Clone, Copy)]
+struct Rechosen<L: Lanes> {
+    /// Sub-blocks with a part in it.
+    wanted: L::Mask,
+    /// Those of which the group was looked at, by group.
+    groups: [L::Mask; LANES],
 }
 
 /// Eight sub-blocks by column.
@@ -110,8 +146,29 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             weight: [[0.0; N]; LANES],
             magnitude: [[0.0; N]; LANES],
             signs: [[0; 4]; LANES],
+            starts: [l.splat(0.0); 2],
+            turn: 0,
             neighbours: Neighbours::new(l, grid, q),
         }
+    }
+
+    /// Fits the plain scales of two blocks of eight sub-blocks.
+    #[inline(always)]
+    fn fit(&mut self, x: [&[f32]; 2], weights: [Option<&[f32]>; 2], sigma2: [f32; 2]) {
+        let l = self.l;
+        let (mut magnitude, mut weight) = ([[l.splat(0.0); N]; 2], [[l.splat(0.0); N]; 2]);
+        for j in 0..2 {
+            self.prepare(x[j], weights[j], sigma2[j]);
+            (magnitude[j], weight[j]) = (columns(l, &self.magnitude), columns(l, &self.weight));
+        }
+        let zero = l.wide().splat(0.0);
+        let (mut both, mut weights) = ([zero; N], [zero; N]);
+        for i in 0..N {
+            both[i] = l.join([magnitude[0][i], magnitude[1][i]]);
+            weights[i] = l.join([weight[0][i], weight[1][i]]);
+        }
+        let (starts, _) = make_qp_quants(l.wide(), 4, &both, &weights);
+        self.starts = l.split(starts);
     }
 
     /// The search of eight sub-blocks.
@@ -133,7 +190,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         let (max, start) = match self.rule.start {
             Start::Largest => (max, max / l.splat(self.rule.top)),
             Start::Fit => {
-                let (start, _) = make_qp_quants(l, 4, &magnitude, &weight);
+                let start = self.starts[self.turn % 2];
                 (start * l.splat(3.0), start)
             }
         };
@@ -154,18 +211,30 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         let mut unsound = l.bits(present) & !sound_bits & 0xff;
         let (mut scale, mut words) = (start, [[0; LANES]; LANES]);
         if sound_bits != 0 {
-            for (eight, scales) in tries.scale.as_chunks().0.iter().enumerate() {
-                for (to, scales) in self.neighbours.scales.iter_mut().zip(l.transpose(*scales)) {
-                    to[LANES * eight..][..LANES].copy_from_slice(&l.store(scales));
+            let halves = tries.half_inverse.as_chunks().0;
+            for (eight, (scales, halves)) in tries.scale.as_chunks().0.iter().zip(halves).enumerate() {
+                let (at, scales, halves) = (LANES * eight, l.transpose(*scales), l.transpose(*halves));
+                for lane in 0..LANES {
+                    self.neighbours.scales[lane][at..][..LANES].copy_from_slice(&l.store(scales[lane]));
+                    let inverses = halves[lane] + halves[lane];
+                    self.neighbours.inverses[lane][at..][..LANES].copy_from_slice(&l.store(inverses));
                 }
             }
             let columns = Columns { magnitude, weight, weighted };
             self.start_runs(l, &columns, &tries, sound_bits);
-            self.neighbours.choose();
-            (scale, words) = self.best_try(l, &columns, start);
-            let (again, left) = self.choose_again(l, &columns, &tries, scale, &mut words, reach, sound);
-            scale = again;
-            unsound |= left;
+            // Runs of all tries, then those of the groups to be chosen again: a loop, so that the code is there once.
+            let mut again = None;
+            loop {
+                self.neighbours.choose();
+                if let Some(again) = again {
+                    scale = self.fit_again(l, &columns, scale, &mut words, again);
+                    break;
+                }
+                (scale, words) = self.best_try(l, &columns, start);
+                let (groups, left) = self.start_again(l, &columns, &tries, scale, &mut words, reach, sound);
+                unsound |= left;
+                again = Some(groups);
+            }
         }
         let scale = l.store(scale);
         let present = l.bits(present);
@@ -328,10 +397,11 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         sums
     }
 
-    /// Chooses the words again with the scale that was found, as far as the rule has it, and fits the scale once more.
-    /// Returns it, and the sub-blocks that are left to the reference.
+    /// Notes the runs of one try, with the scale that was found, of the groups whose words are to be chosen again. Also
+    /// returns the sub-blocks that are left to the reference.
     #[inline(always)]
-    fn choose_again(
+    #[allow(clippy::too_many_arguments)] // what the search knows of eight sub-blocks
+    fn start_again(
         &mut self,
         l: L,
         columns: &Columns<L, N>,
@@ -340,7 +410,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         words: &mut Words,
         reach: L::F32,
         sound: L::Mask,
-    ) -> (L::F32, u32) {
+    ) -> (Rechosen<L>, u32) {
         let zero = l.splat(0.0);
         let mut off_grid = [l.lt(zero, zero); LANES];
         let mut any_off_grid = l.lt(zero, zero);
@@ -358,10 +428,6 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             l.lt(reach * inverse, l.splat(WRAPS)) & usable(l, scale) & l.lt(scale, l.splat(2.0) * tries.scale[0]);
         let left = l.bits(wanted & !safe) & 0xff;
         wanted = wanted & safe;
-        let bits = l.bits(wanted) & 0xff;
-        if bits == 0 {
-            return (scale, left);
-        }
         let half_inverse = l.splat(0.5) * inverse;
         // How many tries come before the scale; not the same for both where it is too near one to tell.
         let (mut before, mut larger) = (l.splat_i(0), l.splat_i(0));
@@ -373,7 +439,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         let between = l.eq_i(before, larger) & l.lt_i(none, before) & l.lt_i(before, all);
         let before = l.store_i(before - l.splat_i(1));
         self.neighbours.clear();
-        let mut started = [l.lt(zero, zero); LANES];
+        let mut again = Rechosen { wanted, groups: [l.lt(zero, zero); LANES] };
         for k in 0..Self::GROUPS {
             self.neighbours.next_group();
             let mut chosen = wanted;
@@ -389,8 +455,8 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             let (left, right) = (l.load_i(&left), l.load_i(&right));
             let same = l.eq_i(left, right) & l.eq_i(left & l.splat_i(UNCLEAR), l.splat_i(0)) & between;
             words[k] = l.store_i(l.select_i(chosen & same, left, l.load_i(&words[k])));
-            started[k] = chosen & !same;
-            let mut bits = l.bits(started[k]) & 0xff;
+            again.groups[k] = chosen & !same;
+            let mut bits = l.bits(again.groups[k]) & 0xff;
             if bits == 0 {
                 continue;
             }
@@ -401,21 +467,27 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
                 self.neighbours.start_run(k, lane, cells[lane] as usize, 0, 1);
             }
         }
-        for (scales, scale) in self.neighbours.scales.iter_mut().zip(l.store(scale)) {
-            scales[0] = scale;
+        let (scale, inverse) = (l.store(scale), l.store(inverse));
+        for lane in 0..LANES {
+            (self.neighbours.scales[lane][0], self.neighbours.inverses[lane][0]) = (scale[lane], inverse[lane]);
         }
-        self.neighbours.choose();
+        (again, left)
+    }
+
+    /// Takes the words that were chosen again, and fits the scale once more.
+    #[inline(always)]
+    fn fit_again(&self, l: L, columns: &Columns<L, N>, scale: L::F32, words: &mut Words, again: Rechosen<L>) -> L::F32 {
         let mut index = [l.splat_i(0); LANES];
         for k in 0..Self::GROUPS {
             let mut found = [0; LANES];
             for lane in 0..LANES {
                 found[lane] = self.neighbours.words[k][lane][0];
             }
-            words[k] = l.store_i(l.select_i(started[k], l.load_i(&found), l.load_i(&words[k])));
+            words[k] = l.store_i(l.select_i(again.groups[k], l.load_i(&found), l.load_i(&words[k])));
             index[k] = l.shr::<16>(l.load_i(&words[k]));
         }
         let [(sumqx, sumq2)] = self.sums(l, columns, [index]);
-        (l.select(wanted & l.lt(zero, sumq2), sumqx / sumq2, scale), left)
+        l.select(again.wanted & l.lt(l.splat(0.0), sumq2), sumqx / sumq2, scale)
     }
 }
 

@@ -6,17 +6,17 @@
 //! lists, so that the processor foresees most branches.
 //!
 //! **Why the candidate is the one that ggml takes.** At scale `s` the error of candidate `j` is `C + E_j`, with
-//! `E_j = s^2 A_j - 2 s B_j`, `A = sum w q^2`, `B = sum w x q`, `C = sum w x^2`. The lanes compare `E_j`, which costs a
-//! few operations instead of a sum over the coordinates. In half-ulps (`u = 2^-24`, relative):
+//! `E_j = s^2 A_j - 2 s B_j`, `A = sum w q^2`, `B = sum w x q`, `C = sum w x^2`. The lanes compare `E_j / s`, which costs
+//! a few operations instead of a sum over the coordinates. In half-ulps (`u = 2^-24`, relative):
 //!
 //! * `2 s sum w |x| q <= s^2 A + C`, and `s^2 A <= 2 C + 2 error`.
-//! * `E_j` as computed, a place in its four lowest bits, is off by less than `u (22 s^2 A + 11 C + 30 |E|)`; ggml's sum
+//! * `E_j` as computed, a place in its five lowest bits, is off by less than `u (20 s^2 A + 10 C + 62 |E|)`; ggml's sum
 //!   of up to eight terms by less than `u (12 error + s^2 A)`.
 //! * Let `j` have the least `E`, not above zero but for the lead, so that its error is `C` at most; and let `E_k` be
-//!   larger by `512 u C` ([`MARGIN`]). Then the true errors differ by `D > 250 u C`. ggml's differ by more than
+//!   larger by `512 u C` ([`MARGIN`]). Then the true errors differ by `D > 200 u C`. ggml's differ by more than
 //!   `D - u (32 C + 14 D)`: `k` is not what it takes, and `j` is if it leads all others so.
 //! * **Between two scales.** `E_j / s` is a line over `s`. If `j` leads `k` at two scales, so it does between them: by
-//!   `250 u C` times the ratio of the scales, which is 2/3 at least in a search. That is more than the 33 that ggml's
+//!   `200 u C` times the ratio of the scales, which is 2/3 at least in a search. That is more than the 33 that ggml's
 //!   sums need. So a candidate that another one beats at both ends of a run can be forgotten, and what is chosen by
 //!   two tries of a run is chosen between them.
 //!
@@ -26,7 +26,7 @@
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::codebook::{Codebook, Near};
-use super::grid_runs::{GROUPS, OFF_GRID, ROOM, Run, Runs, TRIES, UNCLEAR, Word, boxed};
+use super::grid_runs::{GROUPS, OFF_GRID, ROOM, RUNS, Run, Runs, TRIES, UNCLEAR, Word, boxed};
 use super::lanes::{LANES, Lanes};
 
 /// The lead, in parts of `C`, that the best candidate needs: 512 half-ulps.
@@ -36,7 +36,7 @@ pub(super) const LONGEST: usize = 64;
 /// Weights of a sub-block, at most.
 const LONGEST_SUB_BLOCK: usize = 32;
 /// Lists longer than this are pruned.
-const SHORT: usize = 2 * LANES;
+const SHORT: usize = 4 * LANES;
 /// Pruned lists are made a multiple of this, so that the processor foresees most of their ends.
 const AT_LEAST: usize = 4;
 
@@ -46,8 +46,9 @@ pub(super) struct Neighbours<L: Lanes, const D: usize> {
     grid: &'static Codebook<D>,
     /// What the levels stand for.
     q: L::F32,
-    /// By sub-block and try.
+    /// By sub-block and try; and their reciprocals, roughly.
     pub(super) scales: Box<[[f32; ROOM]; LANES]>,
+    pub(super) inverses: Box<[[f32; ROOM]; LANES]>,
     /// By group of the sub-block, sub-block and try.
     pub(super) words: Box<[[[Word; ROOM]; LANES]; LANES]>,
     runs: Runs,
@@ -65,21 +66,32 @@ pub(super) struct Neighbours<L: Lanes, const D: usize> {
     padding: [L::F32; LANES],
     all: Box<List>,
     kept: Box<List>,
-    /// Errors of candidates, at either end of a run.
+    unclear: Box<[Unclear; RUNS]>,
+    unclear_count: usize,
     errors: Box<[L::F32; LONGEST]>,
-    errors_at_end: Box<[L::F32; LONGEST]>,
+    /// Errors over the scale of candidates, at either end of a run.
+    at_ends: Box<[[[f32; LANES]; 2]; LONGEST]>,
+}
+
+/// Tries of a run in which no candidate leads by enough: a bit for each of eight.
+#[derive(Clone, Copy)]
+struct Unclear {
+    run: Run,
+    from: u8,
+    tries: u8,
 }
 
 /// Candidates: `A`, `2 B` and the word of each.
-#[derive(Clone)]
 struct List {
+    count: usize,
     a: [[f32; LANES]; LONGEST],
     b: [[f32; LANES]; LONGEST],
     words: [[Word; LANES]; LONGEST],
 }
 
 impl List {
-    const EMPTY: List = List { a: [[0.0; LANES]; LONGEST], b: [[0.0; LANES]; LONGEST], words: [[0; LANES]; LONGEST] };
+    const EMPTY: List =
+        List { count: 0, a: [[0.0; LANES]; LONGEST], b: [[0.0; LANES]; LONGEST], words: [[0; LANES]; LONGEST] };
 }
 
 impl<L: Lanes, const D: usize> Neighbours<L, D> {
@@ -99,6 +111,7 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             grid,
             q,
             scales: boxed([1.0; ROOM]),
+            inverses: boxed([1.0; ROOM]),
             words: boxed([[0; ROOM]; LANES]),
             runs: Runs::new(grid.at(0)),
             magnitude: [[0.0; LANES]; LONGEST_SUB_BLOCK],
@@ -110,8 +123,10 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             padding,
             all: Box::new(List::EMPTY),
             kept: Box::new(List::EMPTY),
+            unclear: boxed(Unclear { run: Run::none(grid.at(0)), from: 0, tries: 0 }),
+            unclear_count: 0,
             errors: boxed(zero),
-            errors_at_end: boxed(zero),
+            at_ends: boxed([[0.0; LANES]; 2]),
         }
     }
 
@@ -178,19 +193,21 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
     /// Chooses points for all tries of all runs.
     #[inline(always)]
     pub(super) fn choose(&mut self) {
+        self.unclear_count = 0;
         for length in 1..Runs::LENGTHS {
             let mut next = self.runs.first(length);
             while let Some((run, following)) = self.runs.at(next) {
                 next = following;
                 let near = self.grid.near(run.cell);
                 self.put_terms(run.group(), near);
-                if length <= SHORT {
-                    self.choose_run::<false>(run, near, length);
-                } else {
-                    let count = self.prune(run, near);
-                    self.choose_run::<true>(run, near, count);
+                if length > SHORT {
+                    self.prune(run, near);
                 }
+                self.choose_run(run, near);
             }
+        }
+        for n in 0..self.unclear_count {
+            self.settle(self.unclear[n % RUNS]);
         }
     }
 
@@ -228,39 +245,38 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
     }
 
     /// Keeps the candidates of a run that another one does not beat at both its ends. That one is the best of the two
-    /// ends together, roughly. Returns how many are kept; none if errors are not relative.
+    /// ends together, roughly. None are kept if errors are not relative.
     #[inline(always)]
-    fn prune(&mut self, run: Run, near: Near<'_>) -> usize {
+    fn prune(&mut self, run: Run, near: Near<'_>) {
         let l = self.l;
         let (group, count) = (run.group(), near.levels.len());
-        let scales = &self.scales[group % LANES];
-        let (s, t) = (l.splat(scales[run.from()]), l.splat(scales[(run.to() - 1) % TRIES]));
-        let (ss, tt) = (s * s, t * t);
+        let (from, last) = (run.from(), (run.to() - 1) % TRIES);
+        let (scales, inverses) = (&self.scales[group % LANES], &self.inverses[group % LANES]);
+        let (s, t) = (l.splat(scales[from]), l.splat(scales[last]));
         // The place of a candidate stands in the lowest bits of its error.
-        let place_bits = l.splat_i((LANES * LONGEST - 1) as i32);
+        let others = l.splat_i(-((LANES * LONGEST) as i32));
         let mut places = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
         let mut least = l.splat(f32::INFINITY);
         for v in 0..count {
             let (a, b) = (l.load(&self.all.a[v % LONGEST]), l.load(&self.all.b[v % LONGEST]));
-            let (error, at_end) = (ss * a - s * b, tt * a - t * b);
-            self.errors[v % LONGEST] = error;
-            self.errors_at_end[v % LONGEST] = at_end;
+            let (error, at_end) = (s * a - b, t * a - b);
+            self.at_ends[v % LONGEST] = [l.store(error), l.store(at_end)];
             let both = l.to_bits(error + at_end);
-            least = l.min(l.from_bits((both | place_bits) ^ place_bits | places), least);
+            least = l.min(l.from_bits(both & others | places), least);
             places = places + l.splat_i(LANES as i32);
         }
         let best = (l.store(l.least(least))[0].to_bits() as usize) % (LANES * LONGEST);
-        let error = l.store(self.errors[best / LANES])[best % LANES];
-        let at_end = l.store(self.errors_at_end[best / LANES])[best % LANES];
+        let [error, at_end] = self.at_ends[best / LANES];
+        let (error, at_end, lead) = (error[best % LANES], at_end[best % LANES], self.lead[group]);
         // Above zero, the error would exceed C.
-        let lead = self.lead[group];
-        let bound = l.splat(if error <= 0.0 { error + lead } else { f32::INFINITY });
-        let bound_at_end = l.splat(if at_end <= 0.0 { at_end + lead } else { f32::INFINITY });
+        let bound = l.splat(if error <= 0.0 { error + lead * inverses[from] } else { f32::INFINITY });
+        let bound_at_end = l.splat(if at_end <= 0.0 { at_end + lead * inverses[last] } else { f32::INFINITY });
         let mut kept = 0;
         for eight in 0..count.div_ceil(8) {
             let mut bits = 0;
             for v in 8 * eight..count.min(8 * eight + 8) {
-                let close = l.lt(self.errors[v % LONGEST], bound) | l.lt(self.errors_at_end[v % LONGEST], bound_at_end);
+                let [error, at_end] = self.at_ends[v % LONGEST];
+                let close = l.lt(l.load(&error), bound) | l.lt(l.load(&at_end), bound_at_end);
                 bits |= u64::from(l.bits(close) & 0xff) << (8 * (v % 8));
             }
             // Four at a time, though there may be fewer: what is kept in vain is overwritten.
@@ -283,38 +299,48 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         for to in kept..end {
             self.kept.a.as_flattened_mut()[to % (LANES * LONGEST)] = f32::INFINITY;
         }
-        kept
+        self.kept.count = end;
     }
 
-    /// Chooses a point for every try of a run, eight tries in the lanes: among the first `count` candidates, kept or all.
+    /// Chooses a point for every try of a run, eight tries in the lanes, among the candidates of a short list or those
+    /// that are kept of a long one.
     #[inline(always)]
-    fn choose_run<const KEPT: bool>(&mut self, run: Run, near: Near<'_>, count: usize) {
+    fn choose_run(&mut self, run: Run, near: Near<'_>) {
         let l = self.l;
         let group = run.group();
         let (zero, infinite, lead) = (l.splat(0.0), l.splat(f32::INFINITY), l.splat(self.lead[group]));
         let numbers = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
-        let (one, eight, place_bits) = (l.splat_i(1), l.splat_i(LANES as i32), l.splat_i(SHORT as i32 - 1));
-        let places = if KEPT { count.next_multiple_of(AT_LEAST).max(AT_LEAST) } else { count };
+        let (two, place_bits) = (l.splat_i(2), l.splat_i(SHORT as i32 - 1));
+        let others = l.splat_i(-(SHORT as i32));
+        let places = if near.len > SHORT { self.kept.count } else { near.len };
         for from in (run.from()..run.to()).step_by(LANES) {
             let from = from % TRIES;
             let s = l.load_at(&self.scales[group % LANES][from..]);
-            let ss = s * s;
-            // By try: the least error, with the candidate's place in its lowest bits, and the least but one. What is no
-            // number, or infinite, drops out.
-            let (mut least, mut second, mut place) = (infinite, infinite, l.splat_i(0));
-            let list = if KEPT { &self.kept } else { &self.all };
-            for (&a, &b) in list.a.as_flattened()[..places].iter().zip(&list.b.as_flattened()[..places]) {
-                let error = l.to_bits(ss * l.splat(a) - s * l.splat(b));
-                let error = l.from_bits((error | place_bits) ^ place_bits | place);
-                second = l.min(l.max(least, error), second);
-                least = l.min(error, least);
-                place = place + one;
+            let lead = lead * l.load_at(&self.inverses[group % LANES][from..]);
+            // By try, among candidates of even and of odd place: the least error over the scale, with the place in its
+            // lowest bits, and the least but one. What is no number, or infinite, drops out: also what fills up lists.
+            let (mut least, mut second) = ([infinite; 2], [infinite; 2]);
+            let mut place = [l.splat_i(0), l.splat_i(1)];
+            let list = if near.len > SHORT { &self.kept } else { &self.all };
+            let pairs = places.div_ceil(2);
+            let a = &list.a.as_flattened().as_chunks::<2>().0[..pairs];
+            let b = &list.b.as_flattened().as_chunks::<2>().0[..pairs];
+            for (a, b) in a.iter().zip(b) {
+                for i in 0..2 {
+                    let error = l.to_bits(s * l.splat(a[i]) - l.splat(b[i]));
+                    let error = l.from_bits(error & others | place[i]);
+                    second[i] = l.min(l.max(least[i], error), second[i]);
+                    least[i] = l.min(error, least[i]);
+                    place[i] = place[i] + two;
+                }
             }
+            let second = l.min(l.max(least[0], least[1]), l.min(second[0], second[1]));
+            let least = l.min(least[0], least[1]);
             let place = l.to_bits(least);
             let mut chosen = l.lookup_i(l.load_i(&list.words[0]), place);
-            if places > LANES {
-                let others = l.lookup_i(l.load_i(&list.words[1]), place);
-                chosen = l.select_i(l.eq_i(place & eight, eight), others, chosen);
+            for v in 1..places.min(SHORT).div_ceil(LANES) {
+                let here = l.eq_i(l.shr::<3>(place & place_bits), l.splat_i(v as i32));
+                chosen = l.select_i(here, l.lookup_i(l.load_i(&list.words[v]), place), chosen);
             }
             // Above zero, the error would exceed C.
             let bound = l.min(least, zero) + lead;
@@ -323,14 +349,23 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             let to = &mut self.words[group / LANES][group % LANES][from..][..LANES];
             let old = l.load_i_at(to);
             to.copy_from_slice(&l.store_i(l.select_i(inside, chosen | l.splat_i(run.mark()), old)));
-            let mut unclear = l.bits(if places > SHORT { inside } else { unclear }) & 0xff;
-            while unclear != 0 {
-                let at = from + unclear.trailing_zeros() as usize % LANES;
-                unclear &= unclear - 1;
-                let scale = self.scales[group % LANES][at];
-                let word = word_of(near, self.nearest(group, near, scale)) | UNCLEAR;
-                self.words[group / LANES][group % LANES][at] = word;
-            }
+            // Noted without a branch, which nobody could foresee.
+            let tries = l.bits(if places > SHORT { inside } else { unclear }) & 0xff;
+            self.unclear[self.unclear_count % RUNS] = Unclear { run, from: from as u8, tries: tries as u8 };
+            self.unclear_count += usize::from(tries != 0);
+        }
+    }
+
+    /// Chooses the points of tries in which no candidate leads by enough, by their exact errors.
+    #[inline(always)]
+    fn settle(&mut self, Unclear { run, from, mut tries }: Unclear) {
+        let group = run.group();
+        let near = self.grid.near(run.cell);
+        while tries != 0 {
+            let at = (from as usize + tries.trailing_zeros() as usize) % TRIES;
+            tries &= tries - 1;
+            let word = word_of(near, self.nearest(group, near, self.scales[group % LANES][at])) | UNCLEAR;
+            self.words[group / LANES][group % LANES][at] = word;
         }
     }
 

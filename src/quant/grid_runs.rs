@@ -10,7 +10,7 @@ pub(super) const TRIES: usize = 32;
 /// Tries with room for a vector from any of them on.
 pub(super) const ROOM: usize = TRIES + LANES;
 /// Room for the runs that all groups can have, and one that is never looked at.
-const RUNS: usize = 2 * TRIES * GROUPS;
+pub(super) const RUNS: usize = 2 * TRIES * GROUPS;
 
 /// What is chosen for a group: the point's number in the low half, its packed levels in the high one.
 pub(super) type Word = i32;
@@ -37,6 +37,11 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// A run without tries, for room.
+    pub(super) fn none(cell: Cell) -> Run {
+        Run { cell, group: 0, from: 0, to: 0, odd: false }
+    }
+
     /// `LANES` times the group within its sub-block, plus the sub-block.
     #[inline(always)]
     pub(super) fn group(self) -> usize {
@@ -80,8 +85,13 @@ impl Runs {
 
     /// No runs; the cell is any.
     pub(super) fn new(cell: Cell) -> Self {
-        let none = Run { cell, group: 0, from: 0, to: 0, odd: false };
-        Runs { runs: boxed(none), count: 1, last: [0; LANES], of_length: [0; Runs::LENGTHS], before: boxed(0) }
+        Runs {
+            runs: boxed(Run::none(cell)),
+            count: 1,
+            last: [0; LANES],
+            of_length: [0; Runs::LENGTHS],
+            before: boxed(0),
+        }
     }
 
     /// Forgets all runs.

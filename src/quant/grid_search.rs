@@ -135,19 +135,20 @@ pub(super) fn reference<T: GridType<D, N>, const D: usize, const N: usize>(
 ) {
     let mut search = Reference(T::grid(), T::RULE);
     for (i, (x, block)) in row.chunks_exact(256).zip(out.chunks_exact_mut(T::BYTES)).enumerate() {
-        encode::<T, _, D, N>(&mut search, x, weights.map(|w| &w[256 * i..][..256]), block);
+        let sigma2 = T::RULE.sigma * sum_of_squares(x) / 256.0;
+        encode::<T, _, D, N>(&mut search, x, weights.map(|w| &w[256 * i..][..256]), sigma2, block);
     }
 }
 
-/// Encodes 256 elements as a block, given the means to search.
+/// Encodes 256 elements as a block, given the means to search. `sigma2` is the rule's multiple of their mean square.
 #[inline(always)]
 pub(super) fn encode<T: GridType<D, N>, S: Search<N>, const D: usize, const N: usize>(
     search: &mut S,
     x: &[f32],
     weights: Option<&[f32]>,
+    sigma2: f32,
     block: &mut [u8],
 ) {
-    let sigma2 = T::RULE.sigma * sum_of_squares(x) / 256.0;
     let mut found = [Coded::default(); 16];
     let found = &mut found[..256 / N];
     for (i, found) in found.as_chunks_mut().0.iter_mut().enumerate() {
