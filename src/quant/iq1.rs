@@ -66,9 +66,14 @@ pub(super) trait Iq1<const N: usize> {
     fn split(x: &[f32], weight: &[f32; N], order: &[u8; N]) -> Option<Split>;
     /// What the levels of a group of eight stand for under a shift.
     fn values(shift: usize, group: usize) -> &'static [f32; 3];
-    /// Writes a block of what was found for its sub-blocks.
-    fn finish(x: &[f32], weight: &[f32], found: &[Coded], block: &mut [u8]);
+    /// Whether the scale of a block is fitted to all its weights.
+    const FITTED: bool;
+    /// Writes a block of what was found for its sub-blocks, given the [`block_sums`] if it is fitted.
+    fn finish(found: &[Coded], sums: Sums, block: &mut [u8]);
 }
+
+/// `sumqx` and `sumq2`.
+pub(super) type Sums = (f32, f32);
 
 /// Encodes a row by the reference.
 pub(super) fn reference<const N: usize, T: Iq1<N>>(row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
@@ -82,7 +87,9 @@ pub(super) fn reference<const N: usize, T: Iq1<N>>(row: &[f32], weights: Option<
         for ((found, x), weight) in found.iter_mut().zip(x.chunks_exact(N)).zip(weight.as_chunks().0) {
             *found = code::<N, T>(x, weight);
         }
-        T::finish(x, &weight, &found[..256 / N], block);
+        let found = &found[..256 / N];
+        let sums = if T::FITTED { block_sums::<N, T>(x, &weight, found) } else { (0.0, 0.0) };
+        T::finish(found, sums, block);
     }
 }
 
@@ -250,13 +257,38 @@ pub(super) fn code<const N: usize, T: Iq1<N>>(x: &[f32], weight: &[f32; N]) -> C
     Coded { points, shift, scale }
 }
 
+/// The sums of all weights of a block, in order, by what is stored of each sub-block's scale.
+fn block_sums<const N: usize, T: Iq1<N>>(x: &[f32], weight: &[f32], found: &[Coded]) -> Sums {
+    let grid = codebook::iq1();
+    let (mut sumqx, mut sumq2) = (0.0, 0.0);
+    for ((ib, found), level) in found.iter().enumerate().zip(scale_levels(found)) {
+        for j in 0..N {
+            let value = T::values(found.shift, j / 8)[grid.points[found.points[j / 8] as usize][j % 8] as usize];
+            let (q, i) = (value * f32::from(2 * level + 1), N * ib + j);
+            sumqx += weight[i] * q * x[i];
+            sumq2 += weight[i] * q * q;
+        }
+    }
+    (sumqx, sumq2)
+}
+
 fn largest_magnitude(x: &[f32]) -> f32 {
     x[1..].iter().fold(x[0].abs(), |m, v| c_max(m, v.abs()))
 }
 
-/// Level of a sub-block's scale, `2 l + 1` being a 15th of the largest.
-fn scale_level(id: f32, scale: f32) -> u8 {
-    nearest_int(0.5 * (id * scale - 1.0)).clamp(0, 7) as u8
+/// The largest scale of sub-blocks.
+fn max_scale(found: &[Coded]) -> f32 {
+    found.iter().fold(0.0, |m, f| c_max(m, f.scale))
+}
+
+/// Levels of the sub-blocks' scales, `2 l + 1` being in 15ths of the largest.
+pub(super) fn scale_levels(found: &[Coded]) -> [u8; 16] {
+    let id = 1.0 / (max_scale(found) / 15.0);
+    let mut levels = [0; 16];
+    for (level, found) in levels.iter_mut().zip(found) {
+        *level = nearest_int(0.5 * (id * found.scale - 1.0)).clamp(0, 7) as u8;
+    }
+    levels
 }
 
 /// IQ1_S. ggml demands an imatrix here; without one, every weight counts as 1.
@@ -268,6 +300,7 @@ impl Iq1<32> for IQ1_S {
     const PLAIN: Plain = Plain::Ones;
     const LEAST: f32 = 1e-12;
     const SHIFTS: usize = 1;
+    const FITTED: bool = false;
 
     fn split(x: &[f32], weight: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
         split_s(x, weight, order)
@@ -279,7 +312,7 @@ impl Iq1<32> for IQ1_S {
     }
 
     #[inline(always)]
-    fn finish(_: &[f32], _: &[f32], found: &[Coded], block: &mut [u8]) {
+    fn finish(found: &[Coded], _: Sums, block: &mut [u8]) {
         block.fill(0);
         for (ib, Coded { points, .. }) in found.iter().enumerate() {
             let high = points.iter().rev().fold(0, |high, p| high << 3 | p >> 8);
@@ -288,15 +321,13 @@ impl Iq1<32> for IQ1_S {
             }
             block[34 + 2 * ib..][..2].copy_from_slice(&high.to_le_bytes());
         }
-        let max_scale = found.iter().fold(0.0, |m, f| c_max(m, f.scale));
+        let max_scale = max_scale(found);
         if max_scale == 0.0 {
             return;
         }
-        let d = max_scale / 15.0;
-        put_f16(d * 1.125, block);
-        let id = 1.0 / d;
-        for (ib, found) in found.iter().enumerate() {
-            block[35 + 2 * ib] |= (scale_level(id, found.scale) | (found.shift as u8) << 3) << 4;
+        put_f16(max_scale / 15.0 * 1.125, block);
+        for ((ib, found), level) in found.iter().enumerate().zip(scale_levels(found)) {
+            block[35 + 2 * ib] |= (level | (found.shift as u8) << 3) << 4;
         }
     }
 }
@@ -310,6 +341,7 @@ impl Iq1<16> for IQ1_M {
     const PLAIN: Plain = Plain::Square;
     const LEAST: f32 = 1e-7;
     const SHIFTS: usize = 3;
+    const FITTED: bool = true;
 
     fn split(x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
         split_m(x, weight, order)
@@ -321,40 +353,25 @@ impl Iq1<16> for IQ1_M {
         if shift >> (1 - group) & 1 == 0 { &UP } else { &DOWN }
     }
 
-    /// Levels for the scales, then the scale that fits the whole block best.
+    /// The scale is the one that fits the whole block best.
     #[inline(always)]
-    fn finish(x: &[f32], weight: &[f32], found: &[Coded], block: &mut [u8]) {
+    fn finish(found: &[Coded], (sumqx, sumq2): Sums, block: &mut [u8]) {
         block.fill(0);
         for (ib, Coded { points: [a, b, ..], .. }) in found.iter().enumerate() {
             block[2 * ib] = *a as u8;
             block[2 * ib + 1] = *b as u8;
             block[32 + ib] = (a >> 8 | b >> 8 << 4) as u8;
         }
-        let max_scale = found.iter().fold(0.0, |m, f| c_max(m, f.scale));
+        let max_scale = max_scale(found);
         if max_scale == 0.0 {
             return;
         }
-        let grid = codebook::iq1();
-        let mut d = max_scale / 15.0;
-        let id = 1.0 / d;
-        let (mut sumqx, mut sumq2) = (0.0, 0.0);
         let mut packed = [0u16; 4];
-        for (ib, found) in found.iter().enumerate() {
-            let l = scale_level(id, found.scale);
-            packed[ib / 4] |= u16::from(l) << (3 * (ib % 4));
+        for ((ib, found), level) in found.iter().enumerate().zip(scale_levels(found)) {
+            packed[ib / 4] |= u16::from(level) << (3 * (ib % 4));
             block[32 + ib] |= ((found.shift as u8 & 2) << 2) | ((found.shift as u8 & 1) << 7);
-            for k in 0..2 {
-                let values = Self::values(found.shift, k).map(|v| v * f32::from(2 * l + 1));
-                for (j, &level) in grid.points[found.points[k] as usize].iter().enumerate() {
-                    let (q, i) = (values[level as usize], 16 * ib + 8 * k + j);
-                    sumqx += weight[i] * q * x[i];
-                    sumq2 += weight[i] * q * q;
-                }
-            }
         }
-        if sumq2 > 0.0 {
-            d = sumqx / sumq2;
-        }
+        let d = if sumq2 > 0.0 { sumqx / sumq2 } else { max_scale / 15.0 };
         let scale = f16_bits(d * 1.1125);
         for (k, packed) in packed.iter().enumerate() {
             let word = packed | (scale >> (4 * k) & 15) << 12;

@@ -1,4 +1,4 @@
-//! The best splits of sub-blocks of IQ1_S or IQ1_M, eight sub-blocks in the lanes.
+//! The best splits of sub-blocks of IQ1_S or IQ1_M, sixteen sub-blocks in the lanes.
 //!
 //! ```text
 //! rank every weight; its terms, put in place by rank, give the prefix sums
@@ -16,12 +16,14 @@
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::iq1::{DOWN, IQ1_M, IQ1_S, Iq1, Split, UP};
-use super::lanes::{LANES, Lanes, Vector};
+use super::lanes::{LANES, Lanes, Vector, WIDE};
 
+/// Numbers of sixteen sub-blocks.
+type F32<L> = <<L as Lanes>::Wide as Vector>::F32;
 /// `sumqx` and `sumq2`.
-type Pair<L> = (<L as Vector>::F32, <L as Vector>::F32);
+type Pair<L> = (F32<L>, F32<L>);
 
-/// A type of which eight sub-blocks are searched at once.
+/// A type of which sixteen sub-blocks are searched at once.
 pub(super) trait InLanes<const N: usize>: Iq1<N> {
     /// Parts of a sub-block with a shift of their own.
     const PARTS: usize;
@@ -43,48 +45,49 @@ impl InLanes<16> for IQ1_M {
 /// place is of the other part (which changes no sum, as none is a negative zero).
 pub(super) struct Sorted {
     /// Importance times weight.
-    wx: [f32; 256],
+    wx: [[f32; WIDE]; 32],
     /// Importance.
-    w: [f32; 256],
+    w: [[f32; WIDE]; 32],
 }
 
 impl Sorted {
-    /// Puts the terms of `N` weights in place.
+    /// Puts the terms of `N` weights of sub-blocks of the first or second eight lanes in place.
     #[inline(always)]
-    fn new<L: Lanes, const N: usize>(
+    fn put<L: Lanes, const N: usize>(
+        &mut self,
         l: L,
+        half: usize,
         parts: usize,
         x: &[L::F32; N],
         weight: &[L::F32; N],
         ranks: &[L::I32; N],
-    ) -> Self {
-        let (mut wx, mut w) = ([0.0; 256], [0.0; 256]);
+    ) {
+        let (to_wx, to_w) = (self.wx.as_flattened_mut(), self.w.as_flattened_mut());
         let lanes = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
         for i in 0..N {
-            let first = l.splat_i((i * parts / N * LANES * N) as i32);
-            let to = l.store_i(l.shl::<3>(ranks[i]) + lanes + first);
-            let (from_wx, from_w) = (l.store(weight[i] * x[i]), l.store(weight[i]));
+            let first = l.splat_i((i * parts / N * N * WIDE + half * LANES) as i32);
+            let to = l.store_i(l.shl::<4>(ranks[i]) + lanes + first);
+            let (wx, w) = (l.store(weight[i] * x[i]), l.store(weight[i]));
             for lane in 0..LANES {
-                let to = to[lane] as usize % 256;
-                wx[to] = from_wx[lane];
-                w[to] = from_w[lane];
+                let to = to[lane] as usize % (32 * WIDE);
+                to_wx[to] = wx[lane];
+                to_w[to] = w[lane];
             }
         }
-        Sorted { wx, w }
     }
 }
 
 /// The sums before each of `P` places.
 #[inline(always)]
-fn prefix_sums<L: Lanes, const P: usize>(l: L, terms: &[f32]) -> [L::F32; P] {
-    let mut sums = [l.splat(0.0); P];
+fn prefix_sums<L: Lanes, const P: usize>(l: L, terms: &[[f32; WIDE]]) -> [F32<L>; P] {
+    let mut sums = [l.wide().splat(0.0); P];
     for j in 1..P {
-        sums[j] = sums[j - 1] + l.load_at(&terms[LANES * (j - 1)..]);
+        sums[j] = sums[j - 1] + l.load_wide(&terms[j - 1]);
     }
     sums
 }
 
-/// The sums of all splits of eight sub-blocks.
+/// The sums of all splits of sixteen sub-blocks.
 pub(super) trait Sums<L: Lanes> {
     /// What they have in common for a first place of the middle run.
     type Row: Copy;
@@ -93,7 +96,7 @@ pub(super) trait Sums<L: Lanes> {
 
     fn new(l: L, sorted: &Sorted) -> Self;
     /// The sum of all importance.
-    fn weight(&self) -> L::F32;
+    fn weight(&self) -> F32<L>;
     fn row(&self, i1: usize) -> Self::Row;
     fn pairs(&self, row: Self::Row, i2: usize) -> Self::Pairs;
 }
@@ -101,25 +104,25 @@ pub(super) trait Sums<L: Lanes> {
 /// IQ1_S's.
 pub(super) struct SumsS<L: Lanes> {
     l: L,
-    wx: [L::F32; 33],
-    w: [L::F32; 33],
+    wx: [F32<L>; 33],
+    w: [F32<L>; 33],
     /// The upper run's part, by its first place and shift.
     upper: [[Pair<L>; 2]; 33],
 }
 
 impl<L: Lanes> Sums<L> for SumsS<L> {
     /// Prefix sums, and the lower run's part by shift.
-    type Row = (L::F32, L::F32, [Pair<L>; 2]);
+    type Row = (F32<L>, F32<L>, [Pair<L>; 2]);
     type Pairs = [Pair<L>; 2];
 
     #[inline(always)]
     fn new(l: L, sorted: &Sorted) -> Self {
-        let wx: [L::F32; 33] = prefix_sums(l, &sorted.wx);
-        let w: [L::F32; 33] = prefix_sums(l, &sorted.w);
+        let wx: [F32<L>; 33] = prefix_sums(l, &sorted.wx);
+        let w: [F32<L>; 33] = prefix_sums(l, &sorted.w);
         let mut upper = [[(wx[0], w[0]); 2]; 33];
         for i in 0..33 {
             for (upper, v) in upper[i].iter_mut().zip([UP, DOWN]) {
-                let v = l.splat(v[2]);
+                let v = l.wide().splat(v[2]);
                 *upper = ((wx[32] - wx[i]) * v, (w[32] - w[i]) * v * v);
             }
         }
@@ -127,7 +130,7 @@ impl<L: Lanes> Sums<L> for SumsS<L> {
     }
 
     #[inline(always)]
-    fn weight(&self) -> L::F32 {
+    fn weight(&self) -> F32<L> {
         self.w[32]
     }
 
@@ -136,7 +139,7 @@ impl<L: Lanes> Sums<L> for SumsS<L> {
         let (wx, w) = (self.wx[i1], self.w[i1]);
         let mut lower = [(wx, w); 2];
         for (lower, v) in lower.iter_mut().zip([UP, DOWN]) {
-            let v = self.l.splat(v[0]);
+            let v = self.l.wide().splat(v[0]);
             *lower = (wx * v, w * v * v);
         }
         (wx, w, lower)
@@ -144,7 +147,7 @@ impl<L: Lanes> Sums<L> for SumsS<L> {
 
     #[inline(always)]
     fn pairs(&self, (wx, w, lower): Self::Row, i2: usize) -> Self::Pairs {
-        let middle = self.l.splat(UP[1]);
+        let middle = self.l.wide().splat(UP[1]);
         // The other shift's middle value is the negative of this one.
         let middle_x = (self.wx[i2] - wx) * middle;
         let middle_w = (self.w[i2] - w) * middle * middle;
@@ -158,34 +161,34 @@ impl<L: Lanes> Sums<L> for SumsS<L> {
 
 /// IQ1_M's, first by half.
 pub(super) struct SumsM<L: Lanes> {
-    wx: [[L::F32; 17]; 2],
-    w: [[L::F32; 17]; 2],
+    wx: [[F32<L>; 17]; 2],
+    w: [[F32<L>; 17]; 2],
     /// By shift: what does not depend on the split.
     all: [[Pair<L>; 2]; 2],
     /// By shift: the factor of the importance before the first place of the middle run.
-    lower: [L::F32; 2],
+    lower: [F32<L>; 2],
     /// By the first place of the upper run and shift: what follows from the importance before it.
-    upper: [[[L::F32; 2]; 17]; 2],
+    upper: [[[F32<L>; 2]; 17]; 2],
 }
 
 impl<L: Lanes> Sums<L> for SumsM<L> {
     /// By half: the prefix sum, and by shift what `sumq2` begins with.
-    type Row = [(L::F32, [L::F32; 2]); 2];
+    type Row = [(F32<L>, [F32<L>; 2]); 2];
     type Pairs = [Pair<L>; 4];
 
     #[inline(always)]
     fn new(l: L, sorted: &Sorted) -> Self {
-        let zero = l.splat(0.0);
-        let wx: [[L::F32; 17]; 2] = [prefix_sums(l, &sorted.wx), prefix_sums(l, &sorted.wx[128..])];
-        let w: [[L::F32; 17]; 2] = [prefix_sums(l, &sorted.w), prefix_sums(l, &sorted.w[128..])];
+        let zero = l.wide().splat(0.0);
+        let wx: [[F32<L>; 17]; 2] = [prefix_sums(l, &sorted.wx), prefix_sums(l, &sorted.wx[16..])];
+        let w: [[F32<L>; 17]; 2] = [prefix_sums(l, &sorted.w), prefix_sums(l, &sorted.w[16..])];
         let (mut all, mut lower, mut upper) = ([[(zero, zero); 2]; 2], [zero; 2], [[[zero; 2]; 17]; 2]);
         for (s, v) in [UP, DOWN].iter().enumerate() {
-            let top = l.splat(v[2]);
-            lower[s] = l.splat(v[0] * v[0] - v[1] * v[1]);
+            let top = l.wide().splat(v[2]);
+            lower[s] = l.wide().splat(v[0] * v[0] - v[1] * v[1]);
             for h in 0..2 {
                 all[h][s] = (wx[h][16] * top, w[h][16] * top * top);
                 for i in 0..17 {
-                    upper[h][i][s] = w[h][i] * l.splat(v[1] * v[1] - v[2] * v[2]);
+                    upper[h][i][s] = w[h][i] * l.wide().splat(v[1] * v[1] - v[2] * v[2]);
                 }
             }
         }
@@ -193,7 +196,7 @@ impl<L: Lanes> Sums<L> for SumsM<L> {
     }
 
     #[inline(always)]
-    fn weight(&self) -> L::F32 {
+    fn weight(&self) -> F32<L> {
         self.w[0][16] + self.w[1][16]
     }
 
@@ -231,98 +234,98 @@ impl<L: Lanes> Sums<L> for SumsM<L> {
 /// The places of weights in ascending order; equal ones stay as they are.
 #[inline(always)]
 pub(super) fn ranks<L: Lanes, const N: usize>(l: L, x: &[L::F32; N]) -> [L::I32; N] {
+    /// Weights that are compared with another at once.
+    const TILE: usize = 4;
     let mut ranks = [l.splat_i(0); N];
-    for j in 0..N {
-        let mut rank = l.splat_i(j as i32);
-        for i in 0..j {
-            // One less for `j` and one more for `i` where they change places.
-            let turned = l.ones(l.lt(x[j], x[i]));
-            rank = rank + turned;
-            ranks[i] = ranks[i] - turned;
+    for at in (0..N).step_by(TILE) {
+        let mut own = [l.splat_i(at as i32); TILE];
+        for i in 0..at {
+            let mut rank = ranks[i];
+            for j in 0..TILE {
+                // One less for the later and one more for the earlier where they change places.
+                let turned = l.ones(l.lt(x[at + j], x[i]));
+                own[j] = own[j] + turned;
+                rank = rank - turned;
+            }
+            ranks[i] = rank;
         }
-        ranks[j] = rank;
+        for j in 0..TILE {
+            own[j] = own[j] + l.splat_i(j as i32);
+            for i in 0..j {
+                let turned = l.ones(l.lt(x[at + j], x[at + i]));
+                own[j] = own[j] + turned;
+                own[i] = own[i] - turned;
+            }
+        }
+        ranks[at..at + TILE].copy_from_slice(&own);
     }
     ranks
 }
 
-/// Eight sub-blocks, ready to be searched.
-pub(super) struct Sorting<L: Lanes, S, const N: usize> {
-    /// The places of the weights in ascending order.
-    pub(super) ranks: [L::I32; N],
-    sums: S,
-    usable: L::Mask,
+/// What [`best_splits`] finds for sixteen sub-blocks.
+pub(super) struct Splits {
+    /// The best splits; none where the reference has none or must be asked.
+    pub(super) best: [Option<Split>; WIDE],
+    /// By lane, a bit where the reference must be asked.
+    pub(super) left: u32,
 }
 
-/// Sorts eight sub-blocks.
-#[inline(always)]
-pub(super) fn sort<L: Lanes, const N: usize, T: InLanes<N>>(
-    l: L,
-    x: &[L::F32; N],
-    weight: &[L::F32; N],
-) -> Sorting<L, T::Sums<L>, N> {
-    let ranks = ranks(l, x);
-    let sums = T::Sums::new(l, &Sorted::new(l, T::PARTS, x, weight, &ranks));
-    let mut least = weight[0];
-    for &weight in weight {
-        least = l.min(weight, least);
-    }
-    let usable = usable(l, least, sums.weight());
-    Sorting { ranks, sums, usable }
-}
-
-/// Whether `sumq2` is certainly positive, given the least importance and the sum.
-#[inline(always)]
-fn usable<L: Lanes>(l: L, least: L::F32, sum: L::F32) -> L::Mask {
-    !l.lt(least, l.splat(0.0)) & l.lt(l.splat(1e-30), sum) & l.lt(sum, l.splat(1e30))
-}
-
-/// Places that a first place of the middle run is multiplied with in a split's number; more than there are.
-const PLACES: usize = 64;
-
-/// The best splits of twice eight sub-blocks: one search waits while the other computes. None where the reference has
-/// none or must be asked; the bits tell the lanes where it must.
+/// The best splits of twice eight sub-blocks, given their weights, importance and ranks.
 #[inline(always)]
 pub(super) fn best_splits<L: Lanes, const N: usize, T: InLanes<N>>(
     l: L,
-    sorted: &[Sorting<L, T::Sums<L>, N>; 2],
-) -> [([Option<Split>; LANES], u32); 2] {
-    let [first, second] = sorted;
-    let mut best = [l.splat(f32::MIN); 2];
+    x: [&[L::F32; N]; 2],
+    weight: [&[L::F32; N]; 2],
+    ranks: [&[L::I32; N]; 2],
+) -> Splits {
+    let mut sorted = Sorted { wx: [[0.0; WIDE]; 32], w: [[0.0; WIDE]; 32] };
+    let mut least = [weight[0][0], weight[1][0]];
+    for half in 0..2 {
+        sorted.put(l, half, T::PARTS, x[half], weight[half], ranks[half]);
+        for &weight in weight[half] {
+            least[half] = l.min(weight, least[half]);
+        }
+    }
+    let sums = T::Sums::new(l, &sorted);
+    let w = l.wide();
+    let usable = w.bits(usable(w, l.join(least), sums.weight()));
+    let mut best = w.splat(f32::MIN);
     // A split's number is its places and its shift.
-    let mut winner = [l.splat_i(-1); 2];
-    let (one, shifts) = (l.splat_i(1), T::SHIFTS + 1);
+    let mut winner = w.splat_i(-1);
+    let (one, shifts) = (w.splat_i(1), T::SHIFTS + 1);
     for i1 in 0..=N {
-        let rows = [first.sums.row(i1), second.sums.row(i1)];
-        let mut number = l.splat_i(((PLACES * i1 + i1) * shifts) as i32);
+        let row = sums.row(i1);
+        let mut number = w.splat_i(((PLACES * i1 + i1) * shifts) as i32);
         for i2 in i1..=N {
-            let pairs = [first.sums.pairs(rows[0], i2), second.sums.pairs(rows[1], i2)];
-            for k in 0..shifts {
-                for b in 0..2 {
-                    let (sumqx, sumq2) = pairs[b].as_ref()[k];
-                    let better = l.lt(best[b] * sumq2, sumqx * sumqx);
-                    best[b] = l.select(better, sumqx / sumq2 * sumqx, best[b]);
-                    winner[b] = l.select_i(better, number, winner[b]);
-                }
+            for &(sumqx, sumq2) in sums.pairs(row, i2).as_ref() {
+                let better = w.lt(best * sumq2, sumqx * sumqx);
+                best = w.select(better, sumqx / sumq2 * sumqx, best);
+                winner = w.select_i(better, number, winner);
                 number = number + one;
             }
         }
     }
-    let mut found = [([None; LANES], 0); 2];
-    for b in 0..2 {
-        let usable = l.bits(sorted[b].usable);
-        found[b].1 = !usable & 0xff;
-        for (lane, number) in l.store_i(winner[b]).into_iter().enumerate() {
-            if number >= 0 && usable >> lane & 1 == 1 {
-                let (shift, number) = (number as usize % shifts, number as usize / shifts);
-                let at = ((number / PLACES).min(N), (number % PLACES).min(N));
-                let sums = &sorted[b].sums;
-                let (sumqx, sumq2) = sums.pairs(sums.row(at.0), at.1).as_ref()[shift];
-                found[b].0[lane] = Some(Split { at, shift, scale: l.store(sumqx / sumq2)[lane] });
-            }
+    let mut splits = Splits { best: [None; WIDE], left: !usable & 0xffff };
+    for (lane, number) in l.store_wide(w.from_bits(winner)).into_iter().enumerate() {
+        let number = number.to_bits() as i32;
+        if number >= 0 && usable >> lane & 1 == 1 {
+            let (shift, number) = (number as usize % shifts, number as usize / shifts);
+            let at = ((number / PLACES).min(N), (number % PLACES).min(N));
+            let (sumqx, sumq2) = sums.pairs(sums.row(at.0), at.1).as_ref()[shift];
+            splits.best[lane] = Some(Split { at, shift, scale: l.store_wide(sumqx / sumq2)[lane] });
         }
     }
-    found
+    splits
 }
+
+/// Whether `sumq2` is certainly positive, given the least importance and the sum.
+#[inline(always)]
+fn usable<V: Vector>(v: V, least: V::F32, sum: V::F32) -> V::Mask {
+    !v.lt(least, v.splat(0.0)) & v.lt(v.splat(1e-30), sum) & v.lt(sum, v.splat(1e30))
+}
+
+/// Places that a first place of the middle run is multiplied with in a split's number; more than there are.
+const PLACES: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -357,12 +360,12 @@ mod tests {
         weight: &[[f32; N]; LANES],
     ) -> ([Option<Split>; LANES], u32) {
         let (x, weight) = (columns(Portable, x), columns(Portable, weight));
-        let [first, second] = best_splits::<_, N, T>(
-            Portable,
-            &[sort::<_, N, T>(Portable, &x, &weight), sort::<_, N, T>(Portable, &x, &weight)],
-        );
+        let ranks = ranks(Portable, &x);
+        let found = best_splits::<_, N, T>(Portable, [&x; 2], [&weight; 2], [&ranks; 2]);
+        let (first, second) = found.best.split_at(LANES);
         assert_eq!(first, second);
-        first
+        assert_eq!(found.left & 0xff, found.left >> LANES);
+        (*first.first_chunk().unwrap(), found.left & 0xff)
     }
 
     fn check<const N: usize, T: InLanes<N>>(seed: &mut u32) {
