@@ -96,6 +96,15 @@ fn unpack_plain(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
     shelf.put_rounded(&name, &name, grid, precision)
 }
 
+/// The two ways in which fields have been put into words, the likelier one first: narrow rows fit both. The library packs
+/// without gaps from 0.18 on (`pack_to_int32`), and writes its version into the configuration.
+fn layouts(config: &Value) -> [Layout; 2] {
+    let version = config.get("version").and_then(Value::as_str).unwrap_or_default();
+    let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)];
+    if version >= [0, 18] { [Layout::Dense, Layout::PerWord] } else { [Layout::PerWord, Layout::Dense] }
+}
+
 fn check_groups(
     shelf: &Shelf,
     name: &str,
@@ -153,7 +162,7 @@ fn unpack_packed(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
     let shape = shelf.shape(&name, stated)?;
     let (rows, cols) = (shape.rows(), shape.row_len());
     let words = packed.shape().row_len();
-    let layouts = [Layout::PerWord, Layout::Dense];
+    let layouts = layouts(&shelf.config);
     let fits = |b: u32| layouts.into_iter().find(|l| (1..=8).contains(&b) && l.words(b, cols) == words).map(|l| (b, l));
     let found = widths(&shelf.config).into_iter().find_map(fits);
     let Some((bits, layout)) = found.filter(|_| packed.shape().rows() == rows) else {
@@ -174,4 +183,23 @@ fn unpack_packed(shelf: &mut Shelf, module: &str) -> Result<(), SourceError> {
     }
     grid.groups = check_groups(shelf, &name, groups, cols)?;
     shelf.append(&name, Rounded::new(grid, precision))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_librarys_version_decides_between_layouts_that_both_fit() {
+        for (config, first) in [
+            (json!({}), Layout::PerWord),
+            (json!({"version": "0.9.4"}), Layout::PerWord),
+            (json!({"version": "0.17.0"}), Layout::PerWord),
+            (json!({"version": "0.18.0"}), Layout::Dense),
+            (json!({"version": "1.0.0"}), Layout::Dense),
+        ] {
+            assert_eq!(layouts(&config)[0], first, "{config}");
+        }
+    }
 }
