@@ -20,6 +20,9 @@ const COLS: usize = 32;
 /// each other follow each other, so that rows are walked along and not only crossed.
 const BLOCK: usize = 4096;
 
+/// Elements of `a` that are read at a time: those of a form that is no low rank would fill a scratch for each thread.
+const PART: usize = 1 << 18;
+
 /// Sums of squares, gathered while a product is added.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Squares {
@@ -80,11 +83,18 @@ impl Factors {
             return Ok(Squares { before: super::change::squares(values), added: 0.0 });
         }
         let tiles = self.tiles.get(|| {
-            let mut a = scratch.take_floats(rank * cols);
-            let read = self.read_a(&mut a, scratch);
-            let tiles = read.map(|()| tiled(&a, rank));
+            let mut tiles = vec![0f32; cols.div_ceil(COLS) * rank * COLS];
+            let part = (PART / cols).clamp(1, rank);
+            let mut a = scratch.take_floats(part * cols);
+            let read = (0..rank).step_by(part).try_for_each(|first| {
+                let count = part.min(rank - first);
+                let a = &mut a[..count * cols];
+                self.a.rows(first as u64..(first + count) as u64, a, scratch)?;
+                put_in_tiles(a, first, rank, &mut tiles, cols);
+                Ok(())
+            });
             scratch.give_floats(a);
-            tiles
+            read.map(|()| tiles)
         })?;
         let mut b = scratch.take_floats((rows.end - rows.start) as usize * rank);
         let read = self.read_b(rows, &mut b, scratch);
@@ -126,12 +136,17 @@ pub(super) fn add_product(values: &mut [f32], b: &[f32], a: &[f32], rank: usize,
 fn tiled(a: &[f32], rank: usize) -> Vec<f32> {
     let cols = a.len() / rank;
     let mut tiles = vec![0f32; cols.div_ceil(COLS) * rank * COLS];
-    for (k, row) in a.chunks_exact(cols.max(1)).enumerate() {
+    put_in_tiles(a, 0, rank, &mut tiles, cols);
+    tiles
+}
+
+/// Puts the rows of `A` from `first` on in their places.
+fn put_in_tiles(a: &[f32], first: usize, rank: usize, tiles: &mut [f32], cols: usize) {
+    for (k, row) in (first..).zip(a.chunks_exact(cols.max(1))) {
         for (tile, from) in tiles.chunks_exact_mut(rank * COLS).zip(row.chunks(COLS)) {
             tile[k * COLS..][..from.len()].copy_from_slice(from);
         }
     }
-    tiles
 }
 
 struct Product<'a> {
@@ -310,6 +325,17 @@ mod tests {
             (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
         };
         std::iter::repeat_with(next).take(n).collect()
+    }
+
+    #[test]
+    fn tiles_are_the_same_from_parts() {
+        let (rank, cols) = (5, 70);
+        let a = noise(rank * cols, 7);
+        let mut tiles = vec![0f32; cols.div_ceil(COLS) * rank * COLS];
+        for first in [0, 2, 4] {
+            put_in_tiles(&a[first * cols..(first + 2).min(rank) * cols], first, rank, &mut tiles, cols);
+        }
+        assert_eq!(tiles, tiled(&a, rank));
     }
 
     proptest! {
