@@ -40,7 +40,7 @@ def dequantized(weight):
         return F.int8_vectorwise_dequant(weight.data, weight.SCB)
     s = weight.quant_state
     absmax = F.dequantize_blockwise(s.absmax, s.state2) + s.offset if s.nested else s.absmax
-    return _dequantize_4bit_compute(weight.data, absmax.float(), s.blocksize, s.quant_type, s.shape, s.dtype).float()
+    return _dequantize_4bit_compute(weight.data.reshape(-1), absmax.float(), s.code, s.blocksize, s.shape, s.dtype).float()
 
 
 def permuted(w, heads):
