@@ -420,7 +420,7 @@ impl RowSource for ByExpert {
     }
 
     fn read_rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
-        let turned = self.turned.get(|| {
+        self.turned.copy_rows(rows, self.shape.row_len(), out, || {
             let (outputs, experts) = (self.stored.shape().rows() as usize, self.experts as usize);
             let ranks = self.stored.shape().row_len() as usize;
             let rank = ranks / experts;
@@ -436,10 +436,7 @@ impl RowSource for ByExpert {
             }
             scratch.give_floats(row);
             Ok(turned)
-        })?;
-        let rank = self.shape.row_len();
-        out.copy_from_slice(&turned[(rows.start * rank) as usize..(rows.end * rank) as usize]);
-        Ok(())
+        })
     }
 
     fn describe(&self) -> String {

@@ -1,6 +1,7 @@
 //! Values that are computed when the first row needs them.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -87,6 +88,19 @@ impl Recent {
             }
         }
         Ok(value)
+    }
+
+    /// Copies `rows`, of `cols` numbers each, of a matrix that is computed as a whole.
+    pub(super) fn copy_rows(
+        &self,
+        rows: Range<u64>,
+        cols: u64,
+        out: &mut [f32],
+        compute: impl FnOnce() -> Result<Vec<f32>, ReadError>,
+    ) -> Result<(), ReadError> {
+        let values = self.get(compute)?;
+        out.copy_from_slice(&values[(rows.start * cols) as usize..(rows.end * cols) as usize]);
+        Ok(())
     }
 }
 

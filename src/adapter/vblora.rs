@@ -88,10 +88,7 @@ impl RowSource for Mixtures {
     }
 
     fn read_rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
-        let values = self.values.get(|| self.compute(scratch))?;
-        let cols = self.shape.row_len();
-        out.copy_from_slice(&values[(rows.start * cols) as usize..(rows.end * cols) as usize]);
-        Ok(())
+        self.values.copy_rows(rows, self.shape.row_len(), out, || self.compute(scratch))
     }
 
     fn describe(&self) -> String {

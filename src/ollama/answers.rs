@@ -71,8 +71,9 @@ pub fn answers(template: &ChatTemplate, abilities: &Abilities) -> Vec<Option<Ans
         let conversation = Conversation { messages, tools: tools(), think };
         template.render_whole(&conversation, &abilities.dialect).ok()
     };
+    let prompt = render(vec![question.clone()]);
     let one = |message: Message| {
-        let prompt = render(vec![question.clone()])?;
+        let prompt = prompt.as_deref()?;
         let mut messages = vec![question.clone(), message.clone()];
         messages.extend(message.tool_calls.iter().map(|call| Message {
             tool_name: Some(call.name.clone()),
@@ -80,7 +81,7 @@ pub fn answers(template: &ChatTemplate, abilities: &Abilities) -> Vec<Option<Ans
             ..Message::new(Role::Tool, "It is done.")
         }));
         let whole = render(messages)?;
-        let text = whole.strip_prefix(&prompt)?;
+        let text = whole.strip_prefix(prompt)?;
         let end = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
         let text = &text[..end.or_else(|| message.tool_calls.is_empty().then_some(text.len()))?];
         let mut parts = message.tool_calls.iter().map(|call| &call.name).chain(&message.thinking);

@@ -35,25 +35,25 @@ impl Signposts {
         let answers: Vec<(usize, Answer)> =
             answers(template, abilities).into_iter().enumerate().filter_map(|(n, a)| Some((n, a?))).collect();
         let thinking = answers.iter().find_map(|(_, a)| thinking_tags(a)).filter(|(open, close)| {
-            let thought = answers.iter().filter(|(_, a)| a.message.thinking.is_some());
-            thought.clone().count() > 0 && thought.clone().all(|(_, a)| reads_thinking(a, open, close))
+            let mut thought = answers.iter().filter(|(_, a)| a.message.thinking.is_some());
+            thought.all(|(_, a)| reads_thinking(a, open, close))
         });
         let mut found = Self { thinking, ..Self::default() };
-        let calls: Vec<&(usize, Answer)> = answers.iter().filter(|(_, a)| !a.message.tool_calls.is_empty()).collect();
+        let closing = found.thinking.as_ref().map(|(_, close)| close.as_str());
+        let (mut calls, mut others) = (Vec::new(), Vec::new());
+        for (_, Answer { message, text, .. }) in &answers {
+            let text = behind_thinking(text, closing);
+            match message.tool_calls.as_slice() {
+                [] => others.push(text),
+                wanted => calls.push((text, meant(wanted))),
+            }
+        }
         if !with_tools || calls.is_empty() {
             return found;
         }
-        let closing = found.thinking.as_ref().map(|(_, close)| close.as_str());
-        let texts: Vec<&str> = calls.iter().map(|(_, a)| behind_thinking(&a.text, closing)).collect();
-        let tag = call_tag(&texts);
-        let read = |(_, a): &(usize, Answer)| {
-            read_calls(&tag, behind_thinking(&a.text, closing))
-                .is_some_and(|calls| calls == meant(&a.message.tool_calls))
-        };
-        let kept = |(_, a): &(usize, Answer)| {
-            !a.message.tool_calls.is_empty() || read_calls(&tag, behind_thinking(&a.text, closing)).is_none()
-        };
-        if calls.iter().all(|a| read(a)) && answers.iter().all(kept) {
+        let tag = call_tag(&calls.iter().map(|(text, _)| *text).collect::<Vec<_>>());
+        let read = calls.iter().all(|(text, wanted)| read_calls(&tag, text).as_ref() == Some(wanted));
+        if read && others.iter().all(|text| read_calls(&tag, text).is_none()) {
             found.call = Some(tag);
         } else {
             found.parser = builtin_parser(&answers);

@@ -13,7 +13,8 @@
 //! the rounded scale is zero: there the codes of the search stay.
 
 use super::Rows;
-use super::k_affine::{Columns, put_crumbs, sub_block_columns, sums_of_squares, weigh};
+use super::k_affine::put_crumbs;
+use super::k_affine_lanes::{Columns, sub_block_columns, sums_of_squares, weigh};
 use super::lane_search;
 use super::lanes::{Kernel, LANES, Lanes, Vector, WIDE, wide_columns};
 use super::plain::{f16_at, put_f16};

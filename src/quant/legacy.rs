@@ -12,7 +12,7 @@
 //! Without an importance matrix the scale follows from the extreme elements; with one it is searched.
 
 use super::Rows;
-use super::k_affine::weigh;
+use super::k_affine_lanes::weigh;
 use super::lane_search::{self, affine_code, symmetric_code};
 use super::lanes::{Kernel, LANES, Lanes, Vector, WIDE, wide_columns};
 use super::plain::{f16_at, put_f16};

@@ -32,6 +32,7 @@ mod iq2;
 mod iq3;
 mod iq4;
 mod k_affine;
+mod k_affine_lanes;
 mod k_symmetric;
 mod lane_search;
 mod lanes;

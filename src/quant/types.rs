@@ -2,7 +2,8 @@
 
 use super::lanes::{self, Isa};
 use super::{
-    Rows, fp4, grid_lanes, grid_search, iq1, iq1_lanes, iq2, iq3, iq4, k_affine, k_symmetric, legacy, plain, ternary,
+    Rows, fp4, grid_lanes, grid_search, iq1, iq1_lanes, iq2, iq3, iq4, k_affine, k_affine_lanes, k_symmetric, legacy,
+    plain, ternary,
 };
 
 /// A tensor element type of GGUF, by ggml's name. The discriminant is the number in the file.
@@ -164,10 +165,10 @@ static TABLE: &[Entry] = {
         block(Q5_0, "Q5_0", 32, 22, Optional, legacy::q5_0, Some(lanes::run::<legacy::Q5_0>), legacy::dequantize_q5_0, Scales::F16(&[0])),
         block(Q5_1, "Q5_1", 32, 24, Optional, legacy::q5_1, Some(lanes::run::<legacy::Q5_1>), legacy::dequantize_q5_1, Scales::F16(&[0, 2])),
         block(Q8_0, "Q8_0", 32, 34, Ignored, legacy::q8_0, Some(lanes::run::<legacy::Q8_0>), legacy::dequantize_q8_0, Scales::F16(&[0])),
-        block(Q2_K, "Q2_K", 256, 84, Optional, k_affine::q2_k, Some(lanes::run::<k_affine::Q2_K>), k_affine::dequantize_q2_k, Scales::F16(&[80, 82])),
+        block(Q2_K, "Q2_K", 256, 84, Optional, k_affine::q2_k, Some(lanes::run::<k_affine_lanes::Q2_K>), k_affine::dequantize_q2_k, Scales::F16(&[80, 82])),
         block(Q3_K, "Q3_K", 256, 110, Optional, k_symmetric::q3_k, Some(lanes::run::<k_symmetric::Q3_K>), k_symmetric::dequantize_q3_k, Scales::F16(&[108])),
-        block(Q4_K, "Q4_K", 256, 144, Optional, k_affine::q4_k, Some(lanes::run::<k_affine::Q4_K>), k_affine::dequantize_q4_k, Scales::F16(&[0, 2])),
-        block(Q5_K, "Q5_K", 256, 176, Optional, k_affine::q5_k, Some(lanes::run::<k_affine::Q5_K>), k_affine::dequantize_q5_k, Scales::F16(&[0, 2])),
+        block(Q4_K, "Q4_K", 256, 144, Optional, k_affine::q4_k, Some(lanes::run::<k_affine_lanes::Q4_K>), k_affine::dequantize_q4_k, Scales::F16(&[0, 2])),
+        block(Q5_K, "Q5_K", 256, 176, Optional, k_affine::q5_k, Some(lanes::run::<k_affine_lanes::Q5_K>), k_affine::dequantize_q5_k, Scales::F16(&[0, 2])),
         block(Q6_K, "Q6_K", 256, 210, Optional, k_symmetric::q6_k, Some(lanes::run::<k_symmetric::Q6_K>), k_symmetric::dequantize_q6_k, Scales::F16(&[208])),
         block(IQ2_XXS, "IQ2_XXS", 256, 66, Required, grid_search::reference::<iq2::IQ2_XXS, 8, 32>, Some(lanes::run::<grid_lanes::OverLanes<iq2::IQ2_XXS, 8, 32>>), iq2::dequantize_iq2_xxs, Scales::F16(&[0])),
         block(IQ2_XS, "IQ2_XS", 256, 74, Required, grid_search::reference::<iq2::IQ2_XS, 8, 16>, Some(lanes::run::<grid_lanes::OverLanes<iq2::IQ2_XS, 8, 16>>), iq2::dequantize_iq2_xs, Scales::F16(&[0])),

@@ -137,6 +137,38 @@ impl Kernel for Operations {
     }
 }
 
+/// Every operation of a vector, of whatever width, on two of them.
+#[inline(always)]
+fn computed<V: Vector>(v: V, a: V::F32, b: V::F32) -> [V::F32; 23] {
+    let (lt, eq) = (v.lt(a, b), v.eq(a, b));
+    let (n, m) = (v.to_bits(a), v.to_bits(b));
+    [
+        a + b,
+        a - b,
+        a * b,
+        a / b,
+        v.min(a, b),
+        v.max(a, b),
+        v.abs(b),
+        v.sqrt(b),
+        v.select(lt | eq, a, b),
+        v.select(lt & !eq, a, b),
+        v.to_f32(v.truncate(b)),
+        v.to_f32(v.nearest_int(b)),
+        v.to_f32(v.round_int(b)),
+        v.nearest(v.clamp(b, v.splat(-9.0), v.splat(7.0))),
+        v.to_f32(n + m),
+        v.to_f32(n - m),
+        v.from_bits(n & m),
+        v.from_bits(n | m),
+        v.from_bits(n ^ m),
+        v.to_f32(v.min_i(n, m)),
+        v.to_f32(v.max_i(n, m)),
+        v.to_f32(v.select_i(v.lt_i(n, m), v.splat_i(1), v.splat_i(2))),
+        v.to_f32(v.select_i(v.eq_i(n, m), v.splat_i(3), v.splat_i(4))),
+    ]
+}
+
 /// The sixteen lanes of a search against twice eight.
 #[inline(always)]
 fn wide_computes_like_its_halves<L: Lanes>(l: L) {
@@ -150,64 +182,13 @@ fn wide_computes_like_its_halves<L: Lanes>(l: L) {
         }
         let y = [l.load_at(&shifted[..8]), l.load_at(&shifted[8..])];
         let (a, b) = (l.join(x), l.load_wide(&shifted));
-        let (lt, eq) = (wide.lt(a, b), wide.eq(a, b));
-        let (n, m) = (wide.to_bits(a), wide.to_bits(b));
-        let got = [
-            a + b,
-            a - b,
-            a * b,
-            a / b,
-            wide.min(a, b),
-            wide.max(a, b),
-            wide.abs(b),
-            wide.sqrt(b),
-            wide.select(lt | eq, a, b),
-            wide.select(lt & !eq, a, b),
-            wide.to_f32(wide.truncate(b)),
-            wide.to_f32(wide.nearest_int(b)),
-            wide.to_f32(wide.round_int(b)),
-            wide.nearest(wide.clamp(b, wide.splat(-9.0), wide.splat(7.0))),
-            wide.to_f32(n + m),
-            wide.to_f32(n - m),
-            wide.from_bits(n & m),
-            wide.from_bits(n | m),
-            wide.from_bits(n ^ m),
-            wide.to_f32(wide.min_i(n, m)),
-            wide.to_f32(wide.max_i(n, m)),
-            wide.to_f32(wide.select_i(wide.lt_i(n, m), wide.splat_i(1), wide.splat_i(2))),
-            wide.to_f32(wide.select_i(wide.eq_i(n, m), wide.splat_i(3), wide.splat_i(4))),
-        ];
+        let lt = wide.lt(a, b);
+        let got = computed(wide, a, b);
         let mut bits = 0;
         for half in 0..2 {
             let (a, b) = (x[half], y[half]);
-            let (lt, eq) = (l.lt(a, b), l.eq(a, b));
-            bits |= l.bits(lt) << (8 * half);
-            let (n, m) = (l.to_bits(a), l.to_bits(b));
-            let want = [
-                a + b,
-                a - b,
-                a * b,
-                a / b,
-                l.min(a, b),
-                l.max(a, b),
-                l.abs(b),
-                l.sqrt(b),
-                l.select(lt | eq, a, b),
-                l.select(lt & !eq, a, b),
-                l.to_f32(l.truncate(b)),
-                l.to_f32(l.nearest_int(b)),
-                l.to_f32(l.round_int(b)),
-                l.nearest(l.clamp(b, l.splat(-9.0), l.splat(7.0))),
-                l.to_f32(n + m),
-                l.to_f32(n - m),
-                l.from_bits(n & m),
-                l.from_bits(n | m),
-                l.from_bits(n ^ m),
-                l.to_f32(l.min_i(n, m)),
-                l.to_f32(l.max_i(n, m)),
-                l.to_f32(l.select_i(l.lt_i(n, m), l.splat_i(1), l.splat_i(2))),
-                l.to_f32(l.select_i(l.eq_i(n, m), l.splat_i(3), l.splat_i(4))),
-            ];
+            bits |= l.bits(l.lt(a, b)) << (8 * half);
+            let want = computed(l, a, b);
             for (op, (got, want)) in got.iter().zip(want).enumerate() {
                 for (got, want) in l.store(l.split(*got)[half]).into_iter().zip(l.store(want)) {
                     // The sign of a rounded zero is not specified.
