@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use to_gguf::recipe::Scratch;
 use to_gguf::source::ModelFolder;
 
 /// A tensor of zeros: name, element type, shape.
@@ -94,6 +95,45 @@ fn gptq_and_awq_parts_must_fit() {
     let awq: [Tensor; 3] =
         [("a.qweight", "I32", &[64, 4]), ("a.qzeros", "I32", &[2, 3]), ("a.scales", "F16", &[2, 32])];
     refused("awq", &awq, &[], &["a (awq)", "[2, 3]"]);
+}
+
+/// Four bits, 64 columns in two groups, 32 rows: scales of 1 and zero points of 1, then of 2.
+fn with_index(dtype: &str, index: &[u8]) -> Result<Vec<f32>, String> {
+    let dims: [u64; 1] = [64];
+    let tensors: [Tensor; 4] = [
+        ("a.qweight", "I32", &[8, 32]),
+        ("a.qzeros", "I32", &[2, 4]),
+        ("a.scales", "F16", &[2, 32]),
+        ("a.g_idx", dtype, &dims),
+    ];
+    let (ones, zeros) = ([0x00, 0x3c].repeat(64), [[0x11; 16], [0x22; 16]].concat());
+    let data: [(&str, &[u8]); 3] = [("a.scales", &ones), ("a.qzeros", &zeros), ("a.g_idx", index)];
+    let dir = folder(&json!({"quant_method": "gptq", "checkpoint_format": "gptq_v2"}), &tensors, &data);
+    let model = ModelFolder::open(dir.path()).map_err(|e| e.to_string())?;
+    let mut out = vec![0.0; 32 * 64];
+    let read = model.tensors().get("a.weight").unwrap().rows(0..32, &mut out, &mut Scratch::default());
+    read.map(|()| out).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_gptq_index_of_64_bits_equals_that_of_32_and_names_what_is_no_group() {
+    for groups in [(0..64).map(|c| c / 32).collect::<Vec<i64>>(), (0..64).map(|c| c % 2).collect()] {
+        let narrow: Vec<u8> = groups.iter().flat_map(|&g| (g as i32).to_le_bytes()).collect();
+        let wide: Vec<u8> = groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+        let expected: Vec<f32> = (0..32).flat_map(|_| groups.iter().map(|&g| -1.0 - g as f32)).collect();
+        assert_eq!(with_index("I32", &narrow).unwrap(), expected);
+        assert_eq!(with_index("I64", &wide).unwrap(), expected);
+    }
+    for wrong in [2, -1, 1 << 32, i64::MIN] {
+        let mut groups = [0i64; 64];
+        groups[5] = wrong;
+        let message = with_index("I64", groups.map(i64::to_le_bytes).as_flattened()).unwrap_err();
+        for word in ["a.", "column 5", &format!("group {wrong}")] {
+            assert!(message.contains(word), "{word:?} is not in: {message}");
+        }
+    }
+    let message = with_index("I16", &[0; 128]).unwrap_err();
+    assert!(message.contains("g_idx has type I16, needs I32 or I64"), "{message}");
 }
 
 #[test]

@@ -12,9 +12,11 @@ import sys
 
 sys.path.pop(0)  # this folder: its scripts have names that packages have too
 import json
+import math
 import os
 import pathlib
 import shutil
+import struct
 import subprocess
 
 os.environ.update(HF_HUB_OFFLINE="1", TORCHDYNAMO_DISABLE="1")
@@ -26,11 +28,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 OUT, TOKENIZERS, BIN = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), os.path.abspath(sys.argv[3])
 WANTED = sys.argv[4:]
 LLAMA = os.environ["LLAMA_CPP"]
-sys.path.insert(0, LLAMA + "/gguf-py")
-import gguf
 
 B = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
 MODELS = {
@@ -111,28 +112,74 @@ def run(*command):
     return r.returncode, (r.stdout + r.stderr).strip().splitlines()[-1:]
 
 
+def parse(path):
+    """Keys to (type, value) and tensors to values, as a GGUF holds them: gguf-py needs a minute for a large vocabulary."""
+    data, at = memoryview(path.read_bytes()), 0
+
+    def take(form):
+        nonlocal at
+        found = struct.unpack_from("<" + form, data, at)
+        at += struct.calcsize("<" + form)
+        return found
+
+    def text():
+        nonlocal at
+        n = take("Q")[0]
+        at += n
+        return bytes(data[at - n : at])
+
+    def value(kind):
+        if kind == 8:
+            return text()
+        if kind == 9:
+            item, n = take("IQ")
+            return item, [text() for _ in range(n)] if item == 8 else list(take(f"{n}{SCALARS[item]}"))
+        return take(SCALARS[kind])[0]
+
+    magic, version, tensors, keys = take("4sIQQ")
+    assert (magic, version) == (b"GGUF", 3), path
+    fields = {}
+    for _ in range(keys):
+        name, kind = text().decode(), take("I")[0]
+        fields[name] = kind, value(kind)
+    placed = {}
+    for _ in range(tensors):
+        name, dims = text().decode(), take("I")[0]
+        shape, (kind, offset) = take(f"{dims}Q"), take("IQ")
+        assert kind == 0, f"{name} of {path} is not f32"
+        placed[name] = shape, offset
+    at = -(-at // 32) * 32
+    return fields, {n: numpy.frombuffer(data, "<f4", math.prod(s), at + o).reshape(s[::-1]) for n, (s, o) in placed.items()}
+
+
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
 def compare(ours, theirs):
-    a, b = gguf.GGUFReader(ours), gguf.GGUFReader(theirs)
+    (a, mine), (b, their) = parse(ours), parse(theirs)
     wrong = []
-    keys = [k for k in (*b.fields, *a.fields) if not k.startswith("GGUF.")]
-    for k in dict.fromkeys(keys):
-        x, y = (r.fields[k].contents() if k in r.fields else None for r in (a, b))
-        if x != y:
-            where = next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), "length") if isinstance(x, list) and isinstance(y, list) else ""
-            wrong.append(f"{k} {where}: {str(x)[:60]} against {str(y)[:60]}" if where == "" else f"{k} at {where} of {len(x)} and {len(y)}")
-    if [k for k in a.fields] != [k for k in b.fields] and not wrong:
+    for k in dict.fromkeys((*b, *a)):
+        x, y = a.get(k), b.get(k)
+        if x == y:
+            continue
+        if x and y and x[0] == y[0] == 9:
+            (_, x), (_, y) = x[1], y[1]
+            i = next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), min(len(x), len(y)))
+            wrong.append(f"{k} at {i} of {len(x)} and {len(y)}: {str(x[i : i + 1])[:60]} against {str(y[i : i + 1])[:60]}")
+        else:
+            wrong.append(f"{k}: {str(x)[:60]} against {str(y)[:60]}")
+    if list(a) != list(b) and not wrong:
         wrong.append("keys in another order")
-    mine, their = ({t.name: t for t in r.tensors} for r in (a, b))
     if list(mine) != list(their):
         wrong.append(f"tensors {sorted(set(mine) ^ set(their)) or 'in another order'}")
     worst = 0.0
     for name in mine.keys() & their.keys():
-        x, y = mine[name].data, their[name].data
+        x, y = mine[name], their[name]
         if x.shape != y.shape:
             wrong.append(f"{name} is {x.shape} against {y.shape}")
         elif x.tobytes() != y.tobytes():
             worst = max(worst, float(numpy.linalg.norm(x - y) / numpy.linalg.norm(y)))
-    if worst > 1e-6:
+    if not worst <= 1e-6:
         wrong.append(f"a tensor differs by {worst:.1e}")
     return "; ".join(wrong) or f"equal, tensors to {worst:.1e}"
 

@@ -2,7 +2,7 @@
 //!
 //! The file holds the transposed matrix: `qweight` is `[in * bits / 32, out]` words, a column of words being the
 //! stream of one output row's codes, least significant bits first. `qzeros` `[groups, out * bits / 32]` likewise
-//! along the rows, `scales` `[groups, out]`, `g_idx` `[in]` the group of each column.
+//! along the rows, `scales` `[groups, out]`, `g_idx` `[in]` the group of each column (i32, or i64).
 //!
 //! `w = round_to_scale_type(scale * (code - zero))`, exactly GPTQModel's `dequantize_weight`. Format `gptq` stores
 //! `zero - 1`: its writer subtracted a constant from whole words, so that it is added to whole words here (a zero
@@ -104,7 +104,7 @@ fn unpack_module(shelf: &mut Shelf, module: &str, rule: ZeroRule) -> Result<(), 
     let group = match g_idx {
         Some(g_idx) => {
             shelf.check_shape(module, &g_idx, &[inputs])?;
-            shelf.check_dtype(module, &g_idx, &[Dtype::I32])?;
+            shelf.check_dtype(module, &g_idx, &[Dtype::I32, Dtype::I64])?;
             Group::Index(g_idx)
         }
         None if groups > 1 && shelf.config.get("desc_act").and_then(|v| v.as_bool()) == Some(true) => {
@@ -134,6 +134,20 @@ fn even_groups(index: &Option<Vec<u8>>, inputs: usize) -> Option<usize> {
     let index = index.as_ref()?;
     let size = (0..inputs).find(|&c| word(index, c as u64) != 0).unwrap_or(inputs);
     (size > 0 && (0..inputs).all(|c| word(index, c as u64) as usize == c / size)).then_some(size)
+}
+
+/// Groups of columns as words of 32 bits, which files hold; GPTQModel's modules in memory hold 64.
+fn read_index(g_idx: &Stored) -> Result<Vec<u8>, ReadError> {
+    let bytes = g_idx.read_all_bytes()?;
+    if g_idx.dtype() != Dtype::I64 {
+        return Ok(bytes);
+    }
+    let groups = bytes.as_chunks::<8>().0.iter().map(|g| i64::from_le_bytes(*g));
+    let narrow = groups.enumerate().map(|(c, group)| match i32::try_from(group) {
+        Ok(group) => Ok(group.to_le_bytes()),
+        Err(_) => Err(ReadError::new(g_idx.describe(), format!("puts column {c} in group {group}: no such group"))),
+    });
+    Ok(narrow.collect::<Result<Vec<_>, _>>()?.into_flattened())
 }
 
 /// Which group a column is in.
@@ -274,7 +288,7 @@ impl RowSource for Gptq {
         }
         let inputs = self.shape.row_len() as usize;
         let index = match &self.group {
-            Group::Index(g_idx) => Some(g_idx.read_all_bytes()?),
+            Group::Index(g_idx) => Some(read_index(g_idx)?),
             Group::Every(_) => None,
         };
         let group = |c: usize| match (&index, &self.group) {

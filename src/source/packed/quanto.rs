@@ -2,7 +2,8 @@
 //!
 //! Eight bits: `w = q * scale[row]`, rounded once. Four and two bits: the matrix is reshaped to groups
 //! `[n / g, g]`, whose rows are cut into bands, the first band in the lowest bits of each byte;
-//! `w = round(round(q * scale) - shift)`. Equals the library's `dequantize` exactly.
+//! `w = round(round(q * scale) - shift)`. Equals the library's `dequantize` exactly. How long the rows are is not in the
+//! file, except where a group is a row.
 
 use std::ops::Range;
 
@@ -64,40 +65,106 @@ fn unpack_grouped(shelf: &mut Shelf, name: &str) -> Result<(), SourceError> {
         let (c, s) = (codes.shape(), scale.shape());
         return Err(shelf.wrong(name, format!("codes {c} of {bits} bits do not fit scales {s}")));
     }
-    // The group is never longer than a row; the number of rows is that of the bias, or told by the configuration.
-    let Some(dims) = logical_dims(shelf, name, groups.saturating_mul(group)) else {
-        return Err(shelf.wrong(name, "its number of rows is neither told by a bias nor by the model's configuration"));
-    };
+    let dims = logical_dims(shelf, name, groups, group)?;
     let shape = shelf.shape(name, dims)?;
     let precision = type_of(&scale);
     let integer_shift = matches!(shift.dtype(), Dtype::I8 | Dtype::U8);
     shelf.put(&place, name, Grouped { shape, precision, codes, scale, shift, bits, band, group, integer_shift })
 }
 
-/// `[rows, columns]` of a weight of `elements`: from `X.bias`, or from the file's metadata where it has the shape.
-fn logical_dims(shelf: &Shelf, name: &str, elements: u64) -> Option<[u64; 2]> {
-    let module = name.strip_suffix(".weight")?;
-    let rows = match shelf.peek(&format!("{module}.bias")) {
-        Some(bias) => bias.shape().elements(),
-        None => rows_by_role(shelf, module)?,
-    };
-    (rows > 0 && elements.is_multiple_of(rows)).then(|| [rows, elements / rows])
+/// Columns of a group for rows of `columns`, as the library chooses them: 128, or less by 32 until it divides the row; whole
+/// rows where they are short or nothing divides them.
+fn group_of(columns: u64) -> u64 {
+    [128, 96, 64, 32].into_iter().find(|g| columns > 128 && columns.is_multiple_of(*g)).unwrap_or(columns)
 }
 
-/// Rows of the usual projections, from the model's configuration.
-fn rows_by_role(shelf: &Shelf, module: &str) -> Option<u64> {
+/// `[rows, columns]` of a weight of `groups` of `group` columns. The file does not hold them, the library takes them from
+/// the model's code. They are those that the bias or the layer's place in the model says, if the library cuts such rows
+/// into such groups; and groups that it cuts no rows into are rows.
+fn logical_dims(shelf: &Shelf, name: &str, groups: u64, group: u64) -> Result<[u64; 2], SourceError> {
+    if group_of(group) == group && !matches!(group, 32 | 64 | 96 | 128) {
+        return Ok([groups, group]);
+    }
+    let elements = groups.saturating_mul(group);
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let told = match shelf.peek(&format!("{module}.bias")) {
+        Some(bias) => Some(Told::Rows(bias.shape().elements())),
+        None => by_role(shelf, module),
+    };
+    let Some(told) = told else {
+        let cause = format!(
+            "the file holds groups of {group} columns but not the number of rows, and neither a bias nor the layer's \
+             name and the model's config.json tell it"
+        );
+        return Err(shelf.wrong(name, cause));
+    };
+    let (what, count) = match told {
+        Told::Rows(n) => ("rows", n),
+        Told::Columns(n) => ("columns", n),
+    };
+    let other = elements.checked_div(count).filter(|n| n * count == elements).unwrap_or(0);
+    let dims = match told {
+        Told::Rows(rows) => [rows, other],
+        Told::Columns(columns) => [other, columns],
+    };
+    if other == 0 || group_of(dims[1]) != group {
+        let cause = format!("its {groups} groups of {group} columns are no matrix of {count} {what}");
+        return Err(shelf.wrong(name, cause));
+    }
+    Ok(dims)
+}
+
+/// One of a matrix's dimensions; the number of elements gives the other.
+enum Told {
+    Rows(u64),
+    Columns(u64),
+}
+
+/// Layers that read the residual stream, by the last word of their names: they have as many columns as it is wide.
+const READERS: [&str; 24] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "Wqkv",
+    "W_pack",
+    "query_key_value",
+    "in_proj",
+    "q_a_proj",
+    "kv_a_proj_with_mqa",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "gate",
+    "router",
+    "shared_expert_gate",
+    "fc1",
+    "fc_in",
+    "c_fc",
+    "dense_h_to_4h",
+    "w1",
+    "w3",
+    "wi_0",
+    "wi_1",
+];
+
+/// Layers that write to it: they have as many rows.
+const WRITERS: [&str; 10] =
+    ["o_proj", "out_proj", "down_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "c_proj", "w2", "wo"];
+
+/// What the layer's place in the model says, by its name and the model's configuration.
+fn by_role(shelf: &Shelf, module: &str) -> Option<Told> {
     let text = std::fs::read(shelf.folder.join("config.json")).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let config = config.get("text_config").unwrap_or(&config);
-    let get = |k: &str| config.get(k).and_then(|v| v.as_u64());
-    let heads = get("num_attention_heads");
-    let head = get("head_dim").or_else(|| get("hidden_size")?.checked_div(heads?));
+    let get = |keys: &[&str]| keys.iter().find_map(|k| config.get(*k)?.as_u64());
+    let hidden = get(&["hidden_size", "n_embd", "d_model"]);
     match module.rsplit('.').next()? {
-        "q_proj" => heads?.checked_mul(head?),
-        "k_proj" | "v_proj" => get("num_key_value_heads").or(heads)?.checked_mul(head?),
-        "o_proj" | "down_proj" => get("hidden_size"),
-        "gate_proj" | "up_proj" => get("intermediate_size"),
-        "lm_head" => get("vocab_size"),
+        "lm_head" | "embed_out" => get(&["vocab_size"]).map(Told::Rows),
+        "q_b_proj" => get(&["q_lora_rank"]).map(Told::Columns),
+        "kv_b_proj" => get(&["kv_lora_rank"]).map(Told::Columns),
+        role if READERS.contains(&role) => hidden.map(Told::Columns),
+        role if WRITERS.contains(&role) => hidden.map(Told::Rows),
         _ => None,
     }
 }
