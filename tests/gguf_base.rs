@@ -2,10 +2,13 @@
 //! `tests/arch_golden.rs` has the other architectures, `tests/oracle/gguf_merge.py` compares with llama.cpp.
 
 mod common;
+#[path = "common/crafted.rs"]
+mod crafted;
 
 use std::path::{Path, PathBuf};
 
 use common::{fixture, names, to_gguf};
+use crafted::crafted;
 use tempfile::TempDir;
 use to_gguf::adapter::{AdapterError, GgufLora, MergeOptions};
 use to_gguf::gguf::{GgufFile, Layout, Metadata, TensorInfo, Value};
@@ -64,6 +67,45 @@ fn a_peft_adapter_merges_into_a_gguf_as_into_the_folder() {
     let first = names(dir.path()).into_iter().find(|n| n.starts_with("parts-00001")).unwrap();
     let parts = convert(&dir, "c.gguf", &[&first, "--lora", adapter, "--quant", "q4_k_m"]);
     assert!(contents(&parts) == contents(&dir.path().join("a.gguf")), "a split base");
+}
+
+/// Names of the tensors in file order.
+fn order(path: &Path) -> Vec<String> {
+    GgufFile::open(path).unwrap().tensors().iter().map(|t| t.name.clone()).collect()
+}
+
+#[test]
+fn a_head_that_parts_from_its_embedding_stands_where_a_merged_models_file_has_it() {
+    let (dir, model) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    for file in std::fs::read_dir(fixture("shakespeare-llama")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), model.path().join(file.file_name())).unwrap();
+    }
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(model.path().join("config.json")).unwrap()).unwrap();
+    config["tie_word_embeddings"] = true.into();
+    std::fs::write(model.path().join("config.json"), config.to_string()).unwrap();
+    let weights = model.path().join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tied = file.iter().filter(|(name, _)| *name != "lm_head.weight");
+    std::fs::write(&weights, safetensors::serialize(tied, None).unwrap()).unwrap();
+
+    let embedding = file.tensor("model.embed_tokens.weight").unwrap().shape().to_vec();
+    let adapter = crafted(|config, tensors| {
+        config["modules_to_save"] = serde_json::json!(["lm_head"]);
+        tensors.insert(
+            "base_model.model.lm_head.weight".into(),
+            (embedding.clone(), vec![0.5; embedding.iter().product()]),
+        );
+    });
+    let (model, adapter) = (model.path().to_str().unwrap(), adapter.path().to_str().unwrap());
+    let folder = convert(&dir, "folder.gguf", &[adapter, "--base", model, "--quant", "f32"]);
+    assert_eq!(order(&folder)[..2], ["output.weight", "token_embd.weight"]);
+    let base = convert(&dir, "base.gguf", &[model, "--quant", "f32"]);
+    assert_eq!(order(&base)[0], "token_embd.weight");
+    let into_gguf = convert(&dir, "merged.gguf", &["base.gguf", "--lora", adapter, "--quant", "f32"]);
+    assert!(contents(&into_gguf) == contents(&folder));
 }
 
 #[test]

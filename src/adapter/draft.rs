@@ -399,7 +399,11 @@ impl Draft {
                 }
                 _ => base.merged(deltas),
             };
-            tensors.set(name, merged.with_precision(dtype.precision().unwrap_or(precision)));
+            let merged = merged.with_precision(dtype.precision().unwrap_or(precision));
+            match tensors.contains(&name) {
+                true => tensors.set(name, merged),
+                false => tensors.insert_by_name(name, merged),
+            }
         }
         Ok(report)
     }

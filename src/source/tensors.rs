@@ -33,6 +33,16 @@ impl TensorSet {
         self.0.insert(name.into(), recipe);
     }
 
+    /// Adds a tensor that is new to the model where a file that holds it too has it: by its name in the last shard, as
+    /// far as names tell shards apart.
+    pub fn insert_by_name(&mut self, name: impl Into<String>, recipe: Recipe) {
+        let name = name.into();
+        let names: Vec<&String> = self.0.keys().collect();
+        let shard = names.windows(2).rposition(|pair| pair[1] < pair[0]).map_or(0, |last| last + 1);
+        let at = names[shard..].iter().position(|other| **other > name).map_or(names.len(), |i| shard + i);
+        self.0.shift_insert(at, name, recipe);
+    }
+
     /// Removes a tensor; the others keep their order.
     pub fn remove(&mut self, name: &str) -> Option<Recipe> {
         self.0.shift_remove(name)
@@ -57,5 +67,56 @@ impl TensorSet {
 impl FromIterator<(String, Recipe)> for TensorSet {
     fn from_iter<I: IntoIterator<Item = (String, Recipe)>>(items: I) -> Self {
         TensorSet(items.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::quant::GgmlType;
+    use crate::recipe::{ReadError, RowSource, Scratch};
+    use crate::shape::Shape;
+
+    struct Nothing(Shape);
+
+    impl RowSource for Nothing {
+        fn shape(&self) -> &Shape {
+            &self.0
+        }
+
+        fn precision(&self) -> GgmlType {
+            GgmlType::F32
+        }
+
+        fn read_rows(&self, _: Range<u64>, _: &mut [f32], _: &mut Scratch) -> Result<(), ReadError> {
+            Ok(())
+        }
+
+        fn describe(&self) -> String {
+            String::new()
+        }
+    }
+
+    fn nothing() -> Recipe {
+        Recipe::source(Arc::new(Nothing(Shape::matrix(1, 1))))
+    }
+
+    fn inserted(names: &[&str], name: &str) -> Vec<String> {
+        let mut set: TensorSet = names.iter().map(|n| (n.to_string(), nothing())).collect();
+        set.insert_by_name(name, nothing());
+        set.iter().map(|(n, _)| n.to_string()).collect()
+    }
+
+    #[test]
+    fn a_new_tensor_stands_by_its_name_in_the_last_shard() {
+        assert_eq!(inserted(&["model.a", "model.b"], "lm_head"), ["lm_head", "model.a", "model.b"]);
+        assert_eq!(inserted(&["a", "c"], "b"), ["a", "b", "c"]);
+        assert_eq!(inserted(&["a", "c"], "d"), ["a", "c", "d"]);
+        assert_eq!(inserted(&["a", "m", "b", "d"], "c"), ["a", "m", "b", "c", "d"]);
+        assert_eq!(inserted(&["x", "n", "m"], "a"), ["x", "n", "a", "m"]);
+        assert_eq!(inserted(&[], "a"), ["a"]);
     }
 }
