@@ -8,9 +8,10 @@
 use std::ops::Range;
 
 use super::AdapterError;
-use super::change::{Addend, Effect, Rewrite};
+use super::change::{self, Addend, Effect, Rewrite};
 use super::contents::{Module, Tensor};
 use super::draft::{Context, Edit, Weight};
+use super::lazy::Recent;
 use crate::recipe::{ReadError, Recipe, Scratch};
 
 /// The layer of a kind that only trains linear ones.
@@ -26,23 +27,27 @@ fn linear(module: &str, tensor: &Tensor, cx: &Context) -> Result<Weight, Adapter
 struct Repeated {
     /// `[width, r]`: the block, turned.
     block: Recipe,
+    /// Its values, which are stored the other way round.
+    values: Recent,
 }
 
 impl Addend for Repeated {
     fn rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         let (width, r) = (self.block.shape().rows(), self.block.shape().row_len() as usize);
         let cols = out.len() / (rows.end - rows.start).max(1) as usize;
-        let mut column = scratch.take_floats(r);
-        let mut result = Ok(());
+        let block = self.values.get(|| {
+            let mut block = vec![0f32; width as usize * r];
+            self.block.rows(0..width, &mut block, scratch).map(|()| block)
+        })?;
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            result = self.block.rows(row % width..row % width + 1, &mut column, scratch);
-            if result.is_err() {
-                break;
-            }
+            let column = &block[(row % width) as usize * r..][..r];
             out.chunks_mut(r).for_each(|run| run.copy_from_slice(&column[..run.len()]));
         }
-        scratch.give_floats(column);
-        result
+        Ok(())
+    }
+
+    fn step(&self, cols: u64) -> u64 {
+        change::step(cols)
     }
 }
 
@@ -108,7 +113,7 @@ pub(super) fn miss(mut module: Module, parameter: &str, cx: &mut Context) -> Res
                 && r <= weight.inputs
                 && (width == weight.outputs || form == Some("mini") && width > 0 && weight.outputs % width == 0) =>
         {
-            (r, Effect::Adds(Box::new(Repeated { block: block.recipe.clone().transposed()? })))
+            (r, Effect::Adds(Box::new(Repeated { block: block.recipe.clone().transposed()?, values: Recent::new() })))
         }
         _ => return Err(cx.mismatch(&block, &weight.target, format!("[r, {}]", weight.outputs))),
     };
@@ -140,16 +145,20 @@ impl Addend for Circulant {
                 if result.is_err() {
                     break;
                 }
+                kernel.iter_mut().for_each(|v| *v = (self.round)(*v) / self.inputs);
                 at = Some(m);
             }
             for (out, w) in out.chunks_exact_mut(size).zip(kernel.chunks_exact(size)) {
                 out[t..].copy_from_slice(&w[..size - t]);
                 out[..t].copy_from_slice(&w[size - t..]);
             }
-            out.iter_mut().for_each(|v| *v = (self.round)(*v) / self.inputs);
         }
         scratch.give_floats(kernel);
         result
+    }
+
+    fn step(&self, cols: u64) -> u64 {
+        change::step(cols)
     }
 }
 

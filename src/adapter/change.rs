@@ -11,7 +11,8 @@ use std::sync::Mutex;
 
 use half::{bf16, f16};
 
-use super::lowrank::{Factors, Squares};
+use super::lowrank::Factors;
+use super::passes::{self, Squares, squares};
 use crate::quant::GgmlType;
 use crate::recipe::{Delta, LowRank, ReadError, Recipe, Scratch, Term};
 
@@ -47,10 +48,25 @@ impl MergeDtype {
     }
 }
 
+/// Elements of a step between passes over the same rows: few enough that the next pass finds them in a core's own
+/// cache.
+const STEP: u64 = 1 << 16;
+
+/// The rows of a step, of `cols` elements each.
+pub(super) fn step(cols: u64) -> u64 {
+    (STEP / cols.max(1)).max(1)
+}
+
 /// A change that adds rows to rows, whatever they are.
 pub(super) trait Addend: Send + Sync {
     /// Writes rows `rows` of the full delta (scaled) over `out`.
     fn rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError>;
+
+    /// Rows of `cols` elements that are best asked for at a time: all that are wanted, unless they are cheap to begin
+    /// with, and better added while they are near.
+    fn step(&self, _cols: u64) -> u64 {
+        u64::MAX
+    }
 
     /// Adds rows `rows` of the delta to `values` without writing them down first; `None` for a form that cannot.
     fn add(
@@ -77,6 +93,21 @@ pub(super) trait Rewrite: Send + Sync {
     /// Rows of `cols` elements that are best turned at a time: all that are wanted, unless it goes over them often.
     fn step(&self, _cols: u64) -> u64 {
         u64::MAX
+    }
+
+    /// The same, measured.
+    fn measured(
+        &self,
+        base: &Recipe,
+        rows: Range<u64>,
+        values: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<Squares, ReadError> {
+        let mut before = scratch.take_floats(values.len());
+        before.copy_from_slice(values);
+        let result = self.rows(base, rows, values, scratch).map(|()| passes::compare(&before, values));
+        scratch.give_floats(before);
+        result
     }
 
     /// The difference that it makes as products of factors, where it is one.
@@ -188,41 +219,25 @@ impl Change {
                 {
                     return added;
                 }
-                let mut delta = scratch.take_floats(values.len());
-                let result = addend.rows(rows, &mut delta, scratch).map(|()| {
-                    if self.weight != 1.0 {
-                        delta.iter_mut().for_each(|d| *d *= self.weight);
-                    }
-                    if let Some(round) = round_addend {
-                        delta.iter_mut().for_each(|d| *d = round(*d));
-                    }
-                    let before = squares(values);
-                    values.iter_mut().zip(&delta).for_each(|(v, d)| *v += d);
-                    Squares { before, added: squares(&delta) }
-                });
-                scratch.give_floats(delta);
-                result
+                let step = addend.step(base.shape().row_len());
+                in_steps(base, rows, step, values, |rows, values| {
+                    let mut delta = scratch.take_floats(values.len());
+                    let result = addend.rows(rows, &mut delta, scratch).map(|()| {
+                        if self.weight != 1.0 {
+                            passes::scale(&mut delta, self.weight);
+                        }
+                        if let Some(round) = round_addend {
+                            delta.iter_mut().for_each(|d| *d = round(*d));
+                        }
+                        passes::add(values, &delta)
+                    });
+                    scratch.give_floats(delta);
+                    result
+                })
             }
             Effect::Rewrites(rewrite) if self.first && self.weight == 1.0 => {
-                let cols = base.shape().row_len();
-                let step = rewrite.step(cols);
-                let mut before = scratch.take_floats(((rows.end - rows.start).min(step) * cols) as usize);
-                let (mut sums, mut result) = (Squares::default(), Ok(()));
-                for start in rows.clone().step_by(step as usize) {
-                    let end = start.saturating_add(step).min(rows.end);
-                    let at = |row: u64| ((row - rows.start) * cols) as usize;
-                    let values = &mut values[at(start)..at(end)];
-                    let before = &mut before[..values.len()];
-                    before.copy_from_slice(values);
-                    result = rewrite.rows(base, start..end, values, scratch);
-                    if result.is_err() {
-                        break;
-                    }
-                    sums.before += squares(before);
-                    sums.added += distance(values, before);
-                }
-                scratch.give_floats(before);
-                result.map(|()| sums)
+                let step = rewrite.step(base.shape().row_len());
+                in_steps(base, rows, step, values, |rows, values| rewrite.measured(base, rows, values, scratch))
             }
             Effect::Rewrites(rewrite) => {
                 let mut before = scratch.take_floats(values.len());
@@ -330,6 +345,25 @@ impl Delta for Change {
     }
 }
 
+/// Changes `rows` of `base`, whose values are `values`, `step` rows at a time.
+fn in_steps(
+    base: &Recipe,
+    rows: Range<u64>,
+    step: u64,
+    values: &mut [f32],
+    mut change: impl FnMut(Range<u64>, &mut [f32]) -> Result<Squares, ReadError>,
+) -> Result<Squares, ReadError> {
+    let cols = base.shape().row_len();
+    let (mut sums, mut start, mut rest) = (Squares::default(), rows.start, values);
+    while start < rows.end {
+        let end = start.saturating_add(step).min(rows.end);
+        let (values, after) = rest.split_at_mut(((end - start) * cols) as usize);
+        sums += change(start..end, values)?;
+        (start, rest) = (end, after);
+    }
+    Ok(sums)
+}
+
 /// Rounds a tensor that no adapter changes to the type that the whole model is merged in.
 pub(super) struct Rounding(pub(super) fn(f32) -> f32);
 
@@ -353,39 +387,4 @@ fn first_bad(part: &Recipe, scratch: &mut Scratch) -> Option<String> {
         let col = row.iter().position(|v| !v.is_finite())?;
         Some(format!("{part:?} has {} at row {r}, column {col}", row[col]))
     })
-}
-
-/// The sum of squares: each run of 4096 in eight f32 lanes, the runs in f64.
-pub(super) fn squares(values: &[f32]) -> f64 {
-    pulp::Arch::new().dispatch(|| {
-        sum_lanes(values.chunks(4096).map(|run| {
-            let mut lanes = [0f32; 8];
-            let (eights, rest) = run.as_chunks::<8>();
-            for chunk in eights {
-                lanes.iter_mut().zip(chunk).for_each(|(l, v)| *l += v * v);
-            }
-            lanes.iter_mut().zip(rest).for_each(|(l, v)| *l += v * v);
-            lanes
-        }))
-    })
-}
-
-/// The sum of squares of differences.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    pulp::Arch::new().dispatch(|| {
-        sum_lanes(a.chunks(4096).zip(b.chunks(4096)).map(|(a, b)| {
-            let mut lanes = [0f32; 8];
-            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-            for (a, b) in a.iter().zip(b) {
-                lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(l, (a, b))| *l += (a - b) * (a - b));
-            }
-            lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(l, (a, b))| *l += (a - b) * (a - b));
-            lanes
-        }))
-    })
-}
-
-#[inline(always)]
-fn sum_lanes(runs: impl Iterator<Item = [f32; 8]>) -> f64 {
-    runs.map(|lanes| lanes.iter().map(|&l| f64::from(l)).sum::<f64>()).sum()
 }

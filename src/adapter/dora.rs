@@ -8,11 +8,13 @@
 use std::ops::Range;
 
 use super::AdapterError;
-use super::change::{Effect, Rewrite};
+use super::change::{self, Effect, Rewrite};
 use super::contents::Tensor;
+use super::dots::dots;
 use super::draft::{Context, Target};
 use super::lazy::Lazy;
 use super::lowrank::Factors;
+use super::passes::{self, Squares};
 use crate::recipe::{LowRank, Magnitudes, ReadError, Recipe, Scratch};
 use crate::shape::Shape;
 
@@ -111,9 +113,8 @@ impl Rewrite for Dora {
         (self.axis == Axis::Rows).then_some(self)
     }
 
-    /// Few enough that the second pass over them, and what is measured afterwards, find them in a core's own cache.
     fn step(&self, cols: u64) -> u64 {
-        (STEP / 2 / cols.max(1)).max(1)
+        change::step(cols)
     }
 
     fn rows(
@@ -123,39 +124,79 @@ impl Rewrite for Dora {
         values: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), ReadError> {
+        self.measured(base, rows, values, scratch).map(|_| ())
+    }
+
+    fn measured(
+        &self,
+        base: &Recipe,
+        rows: Range<u64>,
+        values: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<Squares, ReadError> {
         let cols = base.shape().row_len() as usize;
+        let mut before = scratch.take_floats(values.len());
+        before.copy_from_slice(values);
         self.factors.add(rows.clone(), values, scratch, None)?;
+        let mut sums = Squares::default();
         match self.axis {
             Axis::Rows => {
                 let mut magnitudes = scratch.take_floats((rows.end - rows.start) as usize);
                 self.magnitude.rows(rows, &mut magnitudes, scratch)?;
-                pulp::Arch::new().dispatch(|| {
-                    for (row, m) in values.chunks_exact_mut(cols).zip(&magnitudes) {
-                        let ratio = m / norm(row);
-                        row.iter_mut().for_each(|v| *v *= ratio);
-                    }
-                });
+                pulp::Arch::new().dispatch(Norms { rows: values, cols, factors: &mut magnitudes });
+                let rows = values.chunks_exact_mut(cols).zip(before.chunks_exact(cols));
+                for ((row, before), ratio) in rows.zip(&magnitudes) {
+                    sums += passes::scale_since(row, before, *ratio);
+                }
                 scratch.give_floats(magnitudes);
             }
             Axis::Columns => {
                 let ratios = self.ratios.get(|| self.column_ratios(base, scratch))?;
-                for row in values.chunks_exact_mut(cols) {
-                    row.iter_mut().zip(&*ratios).for_each(|(v, r)| *v *= r);
+                for (row, before) in values.chunks_exact_mut(cols).zip(before.chunks_exact(cols)) {
+                    passes::multiply(row, &ratios);
+                    sums += passes::compare(before, row);
                 }
             }
         }
-        Ok(())
+        scratch.give_floats(before);
+        Ok(sums)
     }
 }
 
-/// The L2 norm, summed in eight f64 lanes.
-#[inline(always)]
-fn norm(row: &[f32]) -> f32 {
-    let mut lanes = [0f64; 8];
-    let (eights, rest) = row.as_chunks::<8>();
-    for chunk in eights {
-        lanes.iter_mut().zip(chunk).for_each(|(l, v)| *l += f64::from(*v) * f64::from(*v));
+/// Rows whose norms are summed at a time.
+const TOGETHER: usize = 4;
+
+/// Divides factors of rows by the rows' norms.
+struct Norms<'a> {
+    /// `[rows, cols]`
+    rows: &'a [f32],
+    cols: usize,
+    /// `[rows]`
+    factors: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Norms<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Norms { rows, cols, factors } = self;
+        for (rows, factors) in rows.chunks(TOGETHER * cols).zip(factors.chunks_mut(TOGETHER)) {
+            if factors.len() == TOGETHER {
+                divide(factors, dots::<S, TOGETHER>(simd, rows, cols, None));
+                continue;
+            }
+            for (row, factor) in rows.chunks_exact(cols).zip(factors.chunks_exact_mut(1)) {
+                divide(factor, dots::<S, 1>(simd, row, cols, None));
+            }
+        }
     }
-    lanes.iter_mut().zip(rest).for_each(|(l, v)| *l += f64::from(*v) * f64::from(*v));
-    lanes.iter().sum::<f64>().sqrt() as f32
+}
+
+/// Divides factors by the roots of as many squares.
+#[inline(always)]
+fn divide<const R: usize>(factors: &mut [f32], squares: [f64; R]) {
+    for (factor, squares) in factors.iter_mut().zip(squares) {
+        *factor /= squares.sqrt() as f32;
+    }
 }

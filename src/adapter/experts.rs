@@ -12,13 +12,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::AdapterError;
-use super::change::{Addend, Effect, squares};
+use super::change::{Addend, Effect};
 use super::contents::{Module, Tensor};
 use super::draft::{Context, Edit, Target};
 use super::lazy::Recent;
 use super::lora;
-use super::lowrank::{Factors, Squares};
+use super::lowrank::Factors;
 use super::names::{Found, last_word};
+use super::passes::{Squares, squares};
 use crate::quant::GgmlType;
 use crate::recipe::{ReadError, Recipe, RowSource, Scratch, Term};
 use crate::shape::Shape;

@@ -6,10 +6,11 @@
 use std::ops::Range;
 
 use super::AdapterError;
-use super::change::{Effect, Rewrite};
+use super::change::{self, Effect, Rewrite};
 use super::contents::{Module, Tensor};
 use super::draft::{Context, Edit};
 use super::lowrank::Factors;
+use super::passes::{self, Squares};
 use crate::recipe::{ReadError, Recipe, Scratch};
 use crate::shape::Shape;
 
@@ -20,16 +21,38 @@ struct Modulated {
 }
 
 impl Rewrite for Modulated {
-    fn rows(&self, _: &Recipe, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
+    fn rows(
+        &self,
+        base: &Recipe,
+        rows: Range<u64>,
+        values: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), ReadError> {
+        self.measured(base, rows, values, scratch).map(|_| ())
+    }
+
+    fn step(&self, cols: u64) -> u64 {
+        change::step(cols)
+    }
+
+    fn measured(
+        &self,
+        _: &Recipe,
+        rows: Range<u64>,
+        values: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<Squares, ReadError> {
         let mut product = scratch.take_floats(values.len());
         product.fill(0.0);
-        let result = self.factors.add(rows, &mut product, scratch, self.round);
-        match self.round {
-            Some(round) => values.iter_mut().zip(&product).for_each(|(v, p)| *v += round(*v * p)),
-            None => values.iter_mut().zip(&product).for_each(|(v, p)| *v += *v * p),
-        }
+        let result = self.factors.add(rows, &mut product, scratch, self.round).map(|_| match self.round {
+            Some(round) => {
+                product.iter_mut().zip(&*values).for_each(|(p, v)| *p = round(*v * *p));
+                passes::add(values, &product)
+            }
+            None => passes::modulate(values, &product),
+        });
         scratch.give_floats(product);
-        result.map(|_| ())
+        result
     }
 }
 

@@ -10,6 +10,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::lazy::Recent;
+use super::passes::{Squares, squares};
 use crate::recipe::{LowRank, ReadError, Recipe, Scratch, Term};
 
 /// Columns of a tile: its part of `a` is packed, so that a power-of-two row length does not make the rows of
@@ -22,29 +23,6 @@ const BLOCK: usize = 4096;
 
 /// Elements of `a` that are read at a time: those of a form that is no low rank would fill a scratch for each thread.
 const PART: usize = 1 << 18;
-
-/// Sums of squares, gathered while a product is added.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Squares {
-    /// Of the values before.
-    pub(super) before: f64,
-    /// Of what was added.
-    pub(super) added: f64,
-}
-
-impl std::ops::AddAssign for Squares {
-    fn add_assign(&mut self, other: Squares) {
-        self.before += other.before;
-        self.added += other.added;
-    }
-}
-
-impl Squares {
-    /// Whether both are finite; then so is every value after: in f32, squares overflow long before sums do.
-    pub(super) fn finite(&self) -> bool {
-        (self.before + self.added).is_finite()
-    }
-}
 
 /// `B` and `A` of one change, as recipes over the adapter's file: rows are read when they are needed.
 pub(super) struct Factors {
@@ -80,7 +58,7 @@ impl Factors {
         let rank = self.rank();
         let cols = self.a.shape().row_len() as usize;
         if rank == 0 || values.is_empty() {
-            return Ok(Squares { before: super::change::squares(values), added: 0.0 });
+            return Ok(Squares { before: squares(values), added: 0.0 });
         }
         let tiles = self.tiles.get(|| {
             let mut tiles = vec![0f32; cols.div_ceil(COLS) * rank * COLS];
@@ -233,8 +211,14 @@ fn sums<S: Simd, const R: usize, const V: usize>(simd: S, part: Part, at: usize)
             }
         }
     }
+    // Loops, not closures: those would be compiled for the baseline instruction set.
     let scale = simd.splat_f32s(part.scale);
-    sums.map(|row| row.map(|sum| simd.mul_f32s(sum, scale)))
+    for row in &mut sums {
+        for sum in row {
+            *sum = simd.mul_f32s(*sum, scale);
+        }
+    }
+    sums
 }
 
 /// Adds the product of a tile to `R` rows of `COLS` values that lie `stride` apart, and the squares to `squares`.

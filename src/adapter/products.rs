@@ -6,11 +6,12 @@
 use std::ops::Range;
 
 use super::AdapterError;
-use super::change::{Addend, Effect};
+use super::change::{self, Addend, Effect};
 use super::contents::{Module, Tensor};
 use super::draft::{Context, Edit, Weight};
 use super::lazy::Recent;
 use super::lowrank::Factors;
+use super::passes::{self, Squares};
 use crate::recipe::{ReadError, Recipe, Scratch};
 use crate::shape::Shape;
 
@@ -49,16 +50,41 @@ struct Hadamard {
     scale: f32,
 }
 
+impl Hadamard {
+    /// Rows of both products, in two buffers.
+    fn products(&self, rows: Range<u64>, len: usize, scratch: &mut Scratch) -> Result<[Vec<f32>; 2], ReadError> {
+        let mut both = [scratch.take_floats(len), scratch.take_floats(len)];
+        for (factors, product) in [&self.first, &self.second].into_iter().zip(&mut both) {
+            product.fill(0.0);
+            factors.add(rows.clone(), product, scratch, None)?;
+        }
+        Ok(both)
+    }
+
+    /// Adds rows to `values`, a few at a time.
+    fn add_to(&self, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<Squares, ReadError> {
+        let cols = values.len() as u64 / (rows.end - rows.start).max(1);
+        let (mut sums, mut start) = (Squares::default(), rows.start);
+        for values in values.chunks_mut((change::step(cols) * cols.max(1)) as usize) {
+            let end = start + values.len() as u64 / cols;
+            let [first, second] = self.products(start..end, values.len(), scratch)?;
+            sums += passes::add_scaled_products(values, &first, &second, self.scale);
+            scratch.give_floats(second);
+            scratch.give_floats(first);
+            start = end;
+        }
+        Ok(sums)
+    }
+}
+
 impl Addend for Hadamard {
     fn rows(&self, rows: Range<u64>, out: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         out.fill(0.0);
-        self.first.add(rows.clone(), out, scratch, None)?;
-        let mut second = scratch.take_floats(out.len());
-        second.fill(0.0);
-        let result = self.second.add(rows, &mut second, scratch, None).map(|_| ());
-        out.iter_mut().zip(&second).for_each(|(v, w)| *v = *v * w * self.scale);
-        scratch.give_floats(second);
-        result
+        self.add_to(rows, out, scratch).map(|_| ())
+    }
+
+    fn add(&self, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Option<Result<Squares, ReadError>> {
+        Some(self.add_to(rows, values, scratch))
     }
 }
 
@@ -132,11 +158,34 @@ impl Addend for Kronecker {
         for (row, out) in rows.zip(out.chunks_exact_mut(b * d)) {
             let (i, p) = ((row / self.second.rows) as usize, (row % self.second.rows) as usize);
             let (w1, w2) = (&w1[i * b..(i + 1) * b], &w2[p * d..(p + 1) * d]);
-            for (x, out) in w1.iter().zip(out.chunks_exact_mut(d)) {
-                out.iter_mut().zip(w2).for_each(|(v, y)| *v = x * y * self.scale);
-            }
+            pulp::Arch::new().dispatch(Outer { w1, w2, scale: self.scale, out });
         }
         Ok(())
+    }
+
+    fn step(&self, cols: u64) -> u64 {
+        change::step(cols)
+    }
+}
+
+/// `x * y * scale` for all `x` of one row and `y` of another.
+struct Outer<'a> {
+    w1: &'a [f32],
+    w2: &'a [f32],
+    scale: f32,
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Outer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        for (x, out) in self.w1.iter().zip(self.out.chunks_exact_mut(self.w2.len())) {
+            for (v, y) in out.iter_mut().zip(self.w2) {
+                *v = x * y * self.scale;
+            }
+        }
     }
 }
 

@@ -9,15 +9,18 @@
 use std::ops::Range;
 
 use super::AdapterError;
-use super::change::{Effect, Rewrite};
+use super::change::{self, Effect, Rewrite};
 use super::contents::{Module, Tensor};
 use super::draft::{Context, Edit, Weight};
 use super::lazy::Recent;
+use super::passes;
 use crate::recipe::{ReadError, Recipe, Scratch};
 
 mod cayley;
+mod turn;
 
 use cayley::{cayley, neumann};
+use turn::{Reflect, rotate, stride};
 
 /// The layer of a kind that only trains linear ones.
 fn linear(module: &str, tensor: &Tensor, cx: &Context) -> Result<Weight, AdapterError> {
@@ -47,7 +50,7 @@ struct BlockRotation {
     limit: Option<f64>,
     /// Whether rows become `w R` instead of `R w`: embeddings are rotated as activations are.
     from_right: bool,
-    /// For each block, the matrix whose row `c` is added `w[c]` times.
+    /// For each block, the matrix whose row `c` is added `w[c]` times, as [`rotate`] takes it.
     matrices: Recent,
 }
 
@@ -55,7 +58,7 @@ impl BlockRotation {
     fn compute(&self, scratch: &mut Scratch) -> Result<Vec<f32>, ReadError> {
         let n = self.size;
         let (blocks, length) = (self.triangles.shape().rows(), self.triangles.shape().row_len() as usize);
-        let mut matrices = Vec::with_capacity(blocks as usize * n * n);
+        let mut matrices = Vec::with_capacity(blocks as usize * n * stride(n));
         let mut triangle = vec![0f32; length];
         for block in 0..blocks {
             self.triangles.rows(block..block + 1, &mut triangle, scratch)?;
@@ -81,51 +84,25 @@ impl BlockRotation {
             let Some(rotation) = rotation else {
                 return Err(ReadError::new(format!("{:?}", self.triangles), "its Cayley transform does not exist"));
             };
-            matrices.extend((0..n * n).map(|at| {
-                let (row, col) = (at / n, at % n);
-                (if self.from_right { rotation[at] } else { rotation[col * n + row] }) as f32
-            }));
-        }
-        Ok(matrices)
-    }
-}
-
-/// `out = sum over c of w[c] * matrix[c]`, eight sums at a time, each in order.
-#[inline(always)]
-fn combine(w: &[f32], matrix: &[f32], out: &mut [f32]) {
-    let n = out.len();
-    let (eights, rest) = out.as_chunks_mut::<8>();
-    for (j, sums) in eights.iter_mut().enumerate() {
-        let mut lanes = [0f32; 8];
-        for (w, row) in w.iter().zip(matrix.chunks_exact(n)) {
-            if let Some(m) = row[8 * j..].first_chunk::<8>() {
-                lanes.iter_mut().zip(m).for_each(|(l, m)| *l += w * m);
+            for c in 0..n {
+                let place = |j: usize| if self.from_right { c * n + j } else { j * n + c };
+                matrices.extend((0..n).map(|j| rotation[place(j)] as f32));
+                matrices.resize(matrices.len().next_multiple_of(stride(n)), 0.0);
             }
         }
-        *sums = lanes;
-    }
-    let first = n - rest.len();
-    rest.fill(0.0);
-    for (w, row) in w.iter().zip(matrix.chunks_exact(n)) {
-        rest.iter_mut().zip(&row[first..]).for_each(|(o, m)| *o += w * m);
+        Ok(matrices)
     }
 }
 
 impl Rewrite for BlockRotation {
     fn rows(&self, base: &Recipe, _: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         let matrices = self.matrices.get(|| self.compute(scratch))?;
-        let n = self.size;
-        let mut rotated = scratch.take_floats(n);
-        pulp::Arch::new().dispatch(|| {
-            for row in values.chunks_exact_mut(base.shape().row_len() as usize) {
-                for (w, matrix) in row.chunks_exact_mut(n).zip(matrices.chunks_exact(n * n).cycle()) {
-                    combine(w, matrix, &mut rotated);
-                    w.copy_from_slice(&rotated);
-                }
-            }
-        });
-        scratch.give_floats(rotated);
+        rotate(values, base.shape().row_len() as usize, &matrices, self.size, None, scratch);
         Ok(())
+    }
+
+    fn step(&self, cols: u64) -> u64 {
+        change::step(cols)
     }
 }
 
@@ -186,7 +163,7 @@ impl Butterfly {
     fn compute(&self, scratch: &mut Scratch) -> Result<Vec<f32>, ReadError> {
         let n = self.skews.shape().row_len() as usize;
         let matrices = self.skews.shape().rows() as usize / n;
-        let mut out = Vec::with_capacity(matrices * n * n);
+        let mut out = Vec::with_capacity(matrices * n * stride(n));
         let mut data = vec![0f32; n * n];
         for m in 0..matrices as u64 {
             self.skews.rows(m * n as u64..(m + 1) * n as u64, &mut data, scratch)?;
@@ -195,7 +172,10 @@ impl Butterfly {
             let Some(rotation) = cayley(&skew, n) else {
                 return Err(ReadError::new(format!("{:?}", self.skews), "its Cayley transform does not exist"));
             };
-            out.extend((0..n * n).map(|at| rotation[(at % n) * n + at / n] as f32));
+            for c in 0..n {
+                out.extend((0..n).map(|j| rotation[j * n + c] as f32));
+                out.resize(out.len().next_multiple_of(stride(n)), 0.0);
+            }
         }
         Ok(out)
     }
@@ -213,28 +193,23 @@ impl Rewrite for Butterfly {
         let dims = self.skews.shape().dims();
         let (factors, blocks, n) = (dims[0] as usize, dims[1] as usize, dims[3] as usize);
         let cols = base.shape().row_len() as usize;
-        let permutations: Vec<Vec<usize>> =
-            (0..factors).map(|i| cayley::butterfly_permutation(cols, blocks >> i, n / 2, factors - 1)).collect();
         let mut scales = scratch.take_floats((rows.end - rows.start) as usize);
         self.scales.rows(rows, &mut scales, scratch)?;
-        let (mut mixed, mut rotated) = (scratch.take_floats(cols), scratch.take_floats(n));
-        pulp::Arch::new().dispatch(|| {
-            for (row, scale) in values.chunks_exact_mut(cols).zip(&scales) {
-                for (permutation, matrices) in permutations.iter().zip(matrices.chunks_exact(blocks * n * n)) {
-                    permutation.iter().zip(&*row).for_each(|(&to, w)| mixed[to] = *w);
-                    for (w, matrix) in mixed.chunks_exact_mut(n).zip(matrices.chunks_exact(n * n)) {
-                        combine(w, matrix, &mut rotated);
-                        w.copy_from_slice(&rotated);
-                    }
-                    permutation.iter().zip(row.iter_mut()).for_each(|(&from, w)| *w = mixed[from]);
-                }
-                row.iter_mut().for_each(|w| *w *= scale);
-            }
-        });
-        scratch.give_floats(mixed);
-        scratch.give_floats(rotated);
+        for (i, matrices) in matrices.chunks_exact(blocks * n * stride(n)).enumerate() {
+            let permutation = cayley::butterfly_permutation(cols, blocks >> i, n / 2, factors - 1);
+            let mut places = vec![0; cols];
+            permutation.iter().enumerate().for_each(|(from, &to)| places[to] = from);
+            rotate(values, cols, matrices, n, Some(&places), scratch);
+        }
+        for (row, scale) in values.chunks_exact_mut(cols).zip(&scales) {
+            passes::scale(row, *scale);
+        }
         scratch.give_floats(scales);
         Ok(())
+    }
+
+    fn step(&self, cols: u64) -> u64 {
+        change::step(cols)
     }
 }
 
@@ -298,32 +273,15 @@ impl Reflections {
     }
 }
 
-/// The scalar product, in eight f64 lanes.
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut lanes = [0f64; 8];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-    for (a, b) in a.iter().zip(b) {
-        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(l, (a, b))| *l += f64::from(*a) * f64::from(*b));
-    }
-    lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(l, (a, b))| *l += f64::from(*a) * f64::from(*b));
-    lanes.iter().sum()
-}
-
 impl Rewrite for Reflections {
     fn rows(&self, base: &Recipe, _: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<(), ReadError> {
         let vectors = self.vectors.get(|| self.compute(scratch))?;
-        let cols = base.shape().row_len() as usize;
-        pulp::Arch::new().dispatch(|| {
-            for row in values.chunks_exact_mut(cols) {
-                // Orthogonal vectors do not see each other's reflections, so both forms are one loop.
-                for u in vectors.chunks_exact(cols) {
-                    let twice = (2.0 * dot(row, u)) as f32;
-                    row.iter_mut().zip(u).for_each(|(w, u)| *w -= twice * u);
-                }
-            }
-        });
+        pulp::Arch::new().dispatch(Reflect { values, cols: base.shape().row_len() as usize, vectors: &vectors });
         Ok(())
+    }
+
+    fn step(&self, cols: u64) -> u64 {
+        change::step(cols)
     }
 }
 

@@ -14,6 +14,7 @@ use super::contents::Module;
 use super::draft::{Context, Edit, Weight};
 use super::lazy::Recent;
 use super::lowrank::Factors;
+use super::passes::{self, Squares};
 use crate::quant::GgmlType;
 use crate::recipe::{ReadError, Recipe, RowSource, Scratch};
 use crate::shape::Shape;
@@ -246,22 +247,27 @@ impl Rewrite for Rescale {
         values: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), ReadError> {
+        self.measured(base, rows, values, scratch).map(|_| ())
+    }
+
+    fn measured(
+        &self,
+        base: &Recipe,
+        rows: Range<u64>,
+        values: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<Squares, ReadError> {
         let cols = base.shape().row_len() as usize;
         let range = if self.along_rows { rows } else { 0..1 };
         let count = if self.along_rows { (range.end - range.start) as usize } else { cols };
         let mut factors = scratch.take_floats(count);
         let result = self.factors.rows(range, &mut factors, scratch);
-        if self.along_rows {
-            for (row, factor) in values.chunks_exact_mut(cols).zip(&factors) {
-                row.iter_mut().for_each(|v| *v *= factor);
-            }
-        } else {
-            for row in values.chunks_exact_mut(cols) {
-                row.iter_mut().zip(&factors).for_each(|(v, factor)| *v *= factor);
-            }
+        let mut sums = Squares::default();
+        for (i, row) in values.chunks_exact_mut(cols).enumerate() {
+            sums += if self.along_rows { passes::scale(row, factors[i]) } else { passes::multiply(row, &factors) };
         }
         scratch.give_floats(factors);
-        result
+        result.map(|()| sums)
     }
 }
 

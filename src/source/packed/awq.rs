@@ -136,28 +136,52 @@ struct Gemm {
 /// Columns that are decoded in one step.
 const SPAN: usize = 256;
 
-impl Gemm {
-    /// Rows `rows`, all of which are in the strip. Zero points and scales are `[groups, rows]`.
+/// Columns of words that are decoded in one step, eight rows each.
+const BESIDE: usize = 8;
+
+/// Rows that are all in one strip, on their way to floats.
+struct Decoding<'a> {
+    source: &'a Gemm,
+    strip: &'a Strip,
+    rows: Range<u64>,
+    /// `[groups, rows]`
+    zeros: &'a [f32],
+    /// `[groups, rows]`
+    scales: &'a [f32],
+    /// `[rows, inputs]`
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Decoding<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn decode(&self, strip: &Strip, rows: &Range<u64>, zeros: &[f32], scales: &[f32], out: &mut [f32]) {
-        let (inputs, group) = (self.shape.row_len() as usize, self.group as usize);
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let Decoding { source, strip, rows, zeros, scales, out } = self;
+        let (inputs, group) = (source.shape.row_len() as usize, source.group as usize);
         let count = (rows.end - rows.start) as usize;
-        let mut room = [0; SPAN];
-        for column in rows.start / 8..rows.end.div_ceil(8) {
-            for first in (0..inputs).step_by(group) {
-                let end = first + group;
+        let mut room = [0; BESIDE * SPAN];
+        let columns = rows.start / 8..rows.end.div_ceil(8);
+        for column in columns.clone().step_by(BESIDE) {
+            let beside = BESIDE.min((columns.end - column) as usize);
+            for start in (0..inputs).step_by(group) {
                 let (scales, zeros) =
-                    (&scales[first / group * count..][..count], &zeros[first / group * count..][..count]);
-                for first in (first..end).step_by(SPAN) {
-                    let words = strip.column(first, column, &mut room[..SPAN.min(end - first)]);
-                    for (row, slot) in (column * 8..).zip(SLOT).filter(|(row, _)| rows.contains(row)) {
+                    (&scales[start / group * count..][..count], &zeros[start / group * count..][..count]);
+                for first in (start..start + group).step_by(SPAN) {
+                    let width = SPAN.min(start + group - first);
+                    let words = &mut room[..beside * width];
+                    strip.columns(first, column, width, words);
+                    for (row, (k, slot)) in (column * 8..).zip((0..beside).flat_map(|k| SLOT.map(|slot| (k, slot)))) {
+                        if !rows.contains(&row) {
+                            continue;
+                        }
                         let row = (row - rows.start) as usize;
                         let (scale, zero, shift) = (scales[row], zeros[row], 4 * slot);
-                        let out = &mut out[row * inputs + first..][..words.len()];
-                        for (x, word) in out.iter_mut().zip(words) {
+                        let out = &mut out[row * inputs + first..][..width];
+                        for (x, word) in out.iter_mut().zip(&words[k * width..]) {
                             *x = scale * ((word >> shift & 15) as i32 as f32 - zero);
                         }
-                        element::round_all(self.precision, out);
+                        element::round_all(source.precision, out);
                     }
                 }
             }
@@ -199,7 +223,14 @@ impl RowSource for Gemm {
                     *zero = (word >> (4 * SLOT[(row % 8) as usize]) & 15) as f32;
                 }
             }
-            pulp::Arch::new().dispatch(|| self.decode(&strip, &rows, &zeros, &scales, part));
+            pulp::Arch::new().dispatch(Decoding {
+                source: self,
+                strip: &strip,
+                rows,
+                zeros: &zeros,
+                scales: &scales,
+                out: part,
+            });
             scratch.give_bytes(packed);
             scratch.give_floats(scales);
             scratch.give_floats(zeros);

@@ -86,15 +86,31 @@ pub(super) fn word(bytes: &[u8], k: u64) -> u32 {
 
 /// Decodes fields minus `offset` from the words of one row.
 pub(super) fn decode_fields(layout: Layout, bits: u32, offset: i32, bytes: &[u8], out: &mut [f32]) {
-    let words = bytes.as_chunks::<4>().0.iter().map(|w| u32::from_le_bytes(*w));
-    pulp::Arch::new().dispatch(|| {
+    pulp::Arch::new().dispatch(Fields { layout, bits, offset, bytes, out });
+}
+
+struct Fields<'a> {
+    layout: Layout,
+    bits: u32,
+    offset: i32,
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Fields<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let Fields { layout, bits, offset, bytes, out } = self;
+        let words = bytes.as_chunks::<4>().0.iter().map(|w| u32::from_le_bytes(*w));
         if layout == Layout::Dense || 32 % bits == 0 {
             return decode_words(bits, offset, words, out);
         }
         for (i, x) in out.iter_mut().enumerate() {
             *x = (layout.field(bits, i as u64, |k| word(bytes, k)) as i32 - offset) as f32;
         }
-    });
+    }
 }
 
 /// Decodes fields minus `offset` from a stream of bits that begins with the first word. Call it where vectors of the

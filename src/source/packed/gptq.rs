@@ -128,6 +128,9 @@ fn unpack_module(shelf: &mut Shelf, module: &str, rule: ZeroRule) -> Result<(), 
 /// Columns that are decoded in one step.
 const SPAN: usize = 256;
 
+/// Rows that are decoded in one step: a cache line of each line of the file.
+const BESIDE: usize = 16;
+
 /// Columns of a group, where a stored index only says that columns are in their order: files without activation order
 /// have one, too.
 fn even_groups(index: &Option<Vec<u8>>, inputs: usize) -> Option<usize> {
@@ -195,57 +198,97 @@ impl Gptq {
         scratch.give_bytes(bytes);
         Ok(())
     }
+}
 
-    /// Rows `rows`, all of which are in the strip, row by row: for groups of columns that are whole words. Zero points
-    /// and scales are `[groups, rows]`.
+/// Rows that are all in one strip, on their way to floats.
+struct Decoding<'a> {
+    source: &'a Gptq,
+    strip: &'a Strip,
+    rows: Range<u64>,
+    /// Columns of a group, where groups are columns that follow one another and fill whole words.
+    size: Option<usize>,
+    /// The stored group of each column.
+    index: Option<&'a [u8]>,
+    /// `[groups, rows]`
+    zeros: &'a [f32],
+    /// `[groups, rows]`
+    scales: &'a [f32],
+    /// Room for `TURNED` columns of all rows.
+    columns: &'a mut [f32],
+    /// `[rows, inputs]`
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Decoding<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn decode_rows(
-        &self,
-        strip: &Strip,
-        rows: &Range<u64>,
-        group: usize,
-        [zeros, scales]: [&[f32]; 2],
-        out: &mut [f32],
-    ) {
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        match self.size {
+            Some(size) => self.by_rows(size),
+            None => self.by_columns(),
+        }
+    }
+}
+
+impl Decoding<'_> {
+    /// Row by row, in groups of `group` columns.
+    #[inline(always)]
+    fn by_rows(self, group: usize) {
+        let Decoding { source, strip, rows, zeros, scales, out, .. } = self;
+        let (bits, inputs) = (source.bits as usize, source.shape.row_len() as usize);
         let count = (rows.end - rows.start) as usize;
-        let bits = self.bits as usize;
-        let mut room = [0; SPAN / 4];
-        for (r, (row, out)) in rows.clone().zip(out.chunks_exact_mut(self.shape.row_len() as usize)).enumerate() {
-            for (g, out) in out.chunks_mut(group).enumerate() {
-                let (scale, zero) = (scales[g * count + r], zeros[g * count + r]);
-                for (i, out) in out.chunks_mut(SPAN).enumerate() {
-                    let first = (g * group + i * SPAN) * bits / 32;
-                    let words = strip.column(first, row, &mut room[..(out.len() * bits).div_ceil(32)]);
-                    decode_words(self.bits, 0, words.iter().copied(), out);
-                    out.iter_mut().for_each(|x| *x = scale * (*x - zero));
+        let mut room = [0; BESIDE * SPAN / 4];
+        for (beside, out) in out.chunks_mut(BESIDE * inputs).enumerate() {
+            let first_row = beside * BESIDE;
+            for (g, start) in (0..inputs).step_by(group).enumerate() {
+                let end = (start + group).min(inputs);
+                for first in (start..end).step_by(SPAN) {
+                    let width = SPAN.min(end - first);
+                    let height = (width * bits).div_ceil(32);
+                    let words = &mut room[..out.len() / inputs * height];
+                    strip.columns(first * bits / 32, rows.start + first_row as u64, height, words);
+                    for (r, (words, out)) in words.chunks_exact(height).zip(out.chunks_exact_mut(inputs)).enumerate() {
+                        let at = g * count + first_row + r;
+                        let (scale, zero) = (scales[at], zeros[at]);
+                        let out = &mut out[first..first + width];
+                        decode_words(source.bits, 0, words.iter().copied(), out);
+                        for x in out {
+                            *x = scale * (*x - zero);
+                        }
+                    }
                 }
             }
         }
     }
 
-    /// The same column by column, for columns in any group.
+    /// Column by column, each in any group.
     #[inline(always)]
-    fn decode_columns(
-        &self,
-        strip: &Strip,
-        rows: &Range<u64>,
-        group: impl Fn(usize) -> usize,
-        [zeros, scales]: [&[f32]; 2],
-        columns: &mut [f32],
-        out: &mut [f32],
-    ) {
+    fn by_columns(self) {
+        let Decoding { source, strip, rows, index, zeros, scales, columns, out, .. } = self;
         let count = (rows.end - rows.start) as usize;
-        let inputs = self.shape.row_len() as usize;
+        let inputs = source.shape.row_len() as usize;
         for first in (0..inputs).step_by(TURNED) {
             let width = TURNED.min(inputs - first);
             for (c, column) in (first..first + width).zip(columns.chunks_exact_mut(count)) {
-                self.unpack_column(strip, rows.start, c, column);
-                let at = group(c) * count;
+                source.unpack_column(strip, rows.start, c, column);
+                let at = source.group(index, c) * count;
                 for ((x, scale), zero) in column.iter_mut().zip(&scales[at..]).zip(&zeros[at..]) {
                     *x = scale * (*x - zero);
                 }
             }
             turn(&columns[..width * count], count, first, inputs, out);
+        }
+    }
+}
+
+impl Gptq {
+    /// The group of column `c`.
+    fn group(&self, index: Option<&[u8]>, c: usize) -> usize {
+        match (index, &self.group) {
+            (Some(index), _) => word(index, c as u64) as usize,
+            (None, Group::Every(size)) => c / *size as usize,
+            (None, Group::Index(_)) => usize::MAX,
         }
     }
 
@@ -291,11 +334,7 @@ impl RowSource for Gptq {
             Group::Index(g_idx) => Some(read_index(g_idx)?),
             Group::Every(_) => None,
         };
-        let group = |c: usize| match (&index, &self.group) {
-            (Some(index), _) => word(index, c as u64) as usize,
-            (None, Group::Every(size)) => c / *size as usize,
-            (None, Group::Index(_)) => usize::MAX,
-        };
+        let group = |c: usize| self.group(index.as_deref(), c);
         if let Some(c) = (0..inputs).find(|&c| group(c) >= self.groups as usize) {
             let cause = format!("g_idx puts column {c} in group {} of {}", group(c) as i32, self.groups);
             return Err(ReadError::new(self.describe(), cause));
@@ -320,9 +359,16 @@ impl RowSource for Gptq {
             self.scales.read_window(0..self.groups, rows.clone(), &mut scales, scratch)?;
             self.read_zeros(&rows, &mut zeros, scratch)?;
             let mut columns = scratch.take_floats(TURNED * count);
-            pulp::Arch::new().dispatch(|| match size {
-                Some(size) => self.decode_rows(&strip, &rows, size, [&zeros, &scales], part),
-                None => self.decode_columns(&strip, &rows, group, [&zeros, &scales], &mut columns, part),
+            pulp::Arch::new().dispatch(Decoding {
+                source: self,
+                strip: &strip,
+                rows,
+                size,
+                index: index.as_deref(),
+                zeros: &zeros,
+                scales: &scales,
+                columns: &mut columns,
+                out: part,
             });
             scratch.give_floats(columns);
             scratch.give_floats(scales);

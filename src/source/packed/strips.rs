@@ -47,13 +47,16 @@ impl Strip {
         words[line * self.width..].chunks_exact(self.width).map(move |l| &l[(column - self.first) as usize..])
     }
 
-    /// The words of column `column` from line `line` on, as many as there is room for.
+    /// The words of columns from `column` on, `height` of each from line `line` on, column by column: as many columns as
+    /// there is room for. Words that lie beside each other in a line are fetched at once: lines lie so far apart that
+    /// each fetch waits for memory.
     #[inline(always)]
-    pub(super) fn column<'a>(&self, line: usize, column: u64, room: &'a mut [u32]) -> &'a [u32] {
-        for (word, line) in room.iter_mut().zip(self.lines(line, column)) {
-            *word = u32::from_le_bytes(line[0]);
+    pub(super) fn columns(&self, line: usize, column: u64, height: usize, room: &mut [u32]) {
+        for (i, line) in self.lines(line, column).take(height).enumerate() {
+            for (to, word) in room.chunks_exact_mut(height).zip(line) {
+                to[i] = u32::from_le_bytes(*word);
+            }
         }
-        room
     }
 }
 
@@ -136,9 +139,13 @@ mod tests {
         for column in [0, 6, 7, 19, 0] {
             let strip = strips.of(column).unwrap();
             assert!(strip.end() > column && strip.end() <= columns.into());
-            let mut words = [0; 3];
-            let wanted = [40_000, 40_001, 40_002].map(|line| line * columns + column as u32);
-            assert_eq!(strip.column(40_000, column, &mut words), wanted);
+            let beside = (strip.end() - column).min(2) as usize;
+            let mut words = [0; 6];
+            strip.columns(40_000, column, 3, &mut words[..3 * beside]);
+            for (i, words) in words[..3 * beside].chunks(3).enumerate() {
+                let wanted = [40_000, 40_001, 40_002].map(|line| line * columns + column as u32 + i as u32);
+                assert_eq!(words, wanted);
+            }
         }
         assert!(Arc::ptr_eq(&strips.of(1).unwrap(), &strips.of(5).unwrap()));
         assert!(strips.store.0.lock().unwrap().len() <= KEPT);
