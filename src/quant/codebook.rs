@@ -17,8 +17,8 @@ pub(super) struct Codebook<const D: usize> {
     /// The levels of every point.
     pub(super) points: Vec<[u8; D]>,
     cells: Vec<Cell>,
-    /// Neighbours of all cells, each cell's in ggml's order: by distance, then by number. Every list is filled up to a
-    /// multiple of eight with its first entry.
+    /// Neighbours of all cells, each cell's in ggml's order: by distance, then by number; after them those that are
+    /// leaders. Every list is filled up to a multiple of eight with its first entry.
     neighbours: Vec<u16>,
     /// The points as they are packed in the table: the first coordinate's level in the lowest bits.
     pub(super) packed: Vec<u16>,
@@ -32,8 +32,17 @@ pub(super) struct Cell {
     start: u32,
     /// How many candidates there are.
     pub(super) len: u16,
-    /// The point's number where there are none.
+    /// The point's number where there are none; otherwise how many leaders.
     pub(super) point: u16,
+}
+
+impl Cell {
+    /// How many leaders there are.
+    #[inline(always)]
+    pub(super) fn leaders(self) -> usize {
+        // Without a branch, which nobody could foresee.
+        self.point as usize * usize::from(self.len != 0)
+    }
 }
 
 /// What a codebook offers for a rounded vector.
@@ -65,8 +74,8 @@ impl<'a> Near<'a> {
 }
 
 impl<const D: usize> Codebook<D> {
-    /// Decodes a table and finds the neighbours of every cell.
-    fn parse(text: &str) -> Self {
+    /// Decodes a table and finds the neighbours of every cell, and the leaders among them if they are of use.
+    fn parse(text: &str, leaders: bool) -> Self {
         let mut bits = 0;
         let mut distances = 0;
         let mut decode = Vec::new();
@@ -90,13 +99,13 @@ impl<const D: usize> Codebook<D> {
         let (cells, neighbours, neighbour_levels) = (Vec::new(), Vec::new(), Vec::new());
         let mut grid =
             Codebook { radix: decode.len(), bits, decode, points, packed, cells, neighbours, neighbour_levels };
-        grid.find_neighbours(distances);
+        grid.find_neighbours(distances, leaders);
         grid
     }
 
     /// Fills `cells` and `neighbours`: a cell without a point takes all points at the `distances` smallest
-    /// distances that occur.
-    fn find_neighbours(&mut self, distances: usize) {
+    /// distances that occur. With `leaders`, those are found too.
+    fn find_neighbours(&mut self, distances: usize, leaders: bool) {
         let mut on_grid = vec![None; self.radix.pow(D as u32)];
         for (n, levels) in self.points.iter().enumerate() {
             on_grid[self.cell(levels)] = Some(n as u16);
@@ -130,11 +139,27 @@ impl<const D: usize> Codebook<D> {
                 self.neighbours.extend((0..distance.len() as u16).filter(|&n| distance[n as usize] == d));
                 wanted = distance.iter().copied().filter(|&other| other > d).min();
             }
-            let len = (self.neighbours.len() - start) as u16;
+            let end = self.neighbours.len();
+            self.neighbours.resize(end.next_multiple_of(8), self.neighbours[start]);
+            let first_leader = self.neighbours.len();
+            let levels = std::array::from_fn(|i| (cell / self.radix.pow(i as u32) % self.radix) as u8);
+            for at in start..if leaders { end } else { start } {
+                let n = self.neighbours[at];
+                if !self.neighbours[first_leader..].iter().any(|&k| self.is_nearer(&levels, k, n)) {
+                    self.neighbours.push(n);
+                }
+            }
+            let leaders = self.neighbours.len() - first_leader;
             self.neighbours.resize(self.neighbours.len().next_multiple_of(8), self.neighbours[start]);
-            self.cells.push(Cell { start: start as u32, len, point: 0 });
+            self.cells.push(Cell { start: start as u32, len: (end - start) as u16, point: leaders as u16 });
         }
         self.neighbour_levels = self.neighbours.iter().map(|&n| self.packed[n as usize]).collect();
+    }
+
+    /// Whether each coordinate of point `k` is that of point `n`, or lies between it and the cell's.
+    fn is_nearer(&self, cell: &[u8; D], k: u16, n: u16) -> bool {
+        let (k, n) = (self.points[k as usize], self.points[n as usize]);
+        (0..D).all(|i| k[i] == n[i] || (cell[i] <= k[i] && k[i] < n[i]) || (n[i] < k[i] && k[i] <= cell[i]))
     }
 
     /// The number of the cell with these levels.
@@ -158,7 +183,18 @@ impl<const D: usize> Codebook<D> {
     /// The candidates of a cell without a point.
     #[inline(always)]
     pub(super) fn near(&self, cell: Cell) -> Near<'_> {
-        let (start, len) = (cell.start as usize, cell.len as usize);
+        self.list(cell.start as usize, cell.len as usize)
+    }
+
+    /// The leaders of a cell without a point: the candidates but for those of which another one is nearer to the cell
+    /// in every coordinate in which they differ, in the same order.
+    #[inline(always)]
+    pub(super) fn leaders(&self, cell: Cell) -> Near<'_> {
+        self.list(cell.start as usize + (cell.len as usize).next_multiple_of(8), cell.point as usize)
+    }
+
+    #[inline(always)]
+    fn list(&self, start: usize, len: usize) -> Near<'_> {
         let vectors = len.div_ceil(8);
         let numbers = &self.neighbours[start..].as_chunks().0[..vectors];
         Near { len, numbers, levels: &self.neighbour_levels[start..].as_chunks().0[..vectors] }
@@ -175,22 +211,22 @@ fn number<T: std::str::FromStr>(text: &str) -> T {
 }
 
 macro_rules! codebooks {
-    ($($name:ident: $dims:literal, $file:literal;)*) => {$(
+    ($($name:ident: $dims:literal, $file:literal, $leaders:literal;)*) => {$(
         #[doc = concat!("The codebook in `quant-tables/", $file, "`.")]
         pub(super) fn $name() -> &'static Codebook<$dims> {
             static GRID: OnceLock<Codebook<$dims>> = OnceLock::new();
-            GRID.get_or_init(|| Codebook::parse(include_str!(concat!("../../quant-tables/", $file))))
+            GRID.get_or_init(|| Codebook::parse(include_str!(concat!("../../quant-tables/", $file)), $leaders))
         }
     )*};
 }
 
 codebooks! {
-    iq1: 8, "iq1.txt";
-    iq2_xxs: 8, "iq2_xxs.txt";
-    iq2_xs: 8, "iq2_xs.txt";
-    iq2_s: 8, "iq2_s.txt";
-    iq3_xxs: 4, "iq3_xxs.txt";
-    iq3_s: 4, "iq3_s.txt";
+    iq1: 8, "iq1.txt", false;
+    iq2_xxs: 8, "iq2_xxs.txt", true;
+    iq2_xs: 8, "iq2_xs.txt", true;
+    iq2_s: 8, "iq2_s.txt", true;
+    iq3_xxs: 4, "iq3_xxs.txt", true;
+    iq3_s: 4, "iq3_s.txt", true;
 }
 
 fn kvalues(name: &str) -> [i8; 16] {
@@ -262,6 +298,50 @@ mod tests {
         assert_eq!(digest(iq2_s()), "5756b15ffddbe5b2");
         assert_eq!(digest(iq3_xxs()), "dde50be373673220");
         assert_eq!(digest(iq3_s()), "cc6a81c5dea267cb");
+    }
+
+    /// Wherever in a cell the magnitudes are, and whatever their importance, the first candidate with the least error
+    /// is a leader.
+    #[test]
+    fn only_leaders_win() {
+        fn check<const D: usize>(grid: &Codebook<D>) {
+            let mut bits = 1u64;
+            let mut random = || {
+                bits ^= bits << 13;
+                bits ^= bits >> 7;
+                bits ^= bits << 17;
+                (bits >> 40) as f32 / 16_777_216.0
+            };
+            let mut left_out = 0;
+            for _ in 0..3000 {
+                let levels: [u8; D] = std::array::from_fn(|_| (random() * grid.radix as f32) as u8);
+                let Offer::Near(near) = grid.offer(grid.cell(&levels)) else { continue };
+                let leaders = grid.leaders(grid.at(grid.cell(&levels)));
+                left_out += near.len - leaders.len;
+                // Below the lowest level and above the highest one a cell has no end.
+                let x: [f32; D] = std::array::from_fn(|i| match levels[i] as usize {
+                    0 => 1.99 - 9.0 * random(),
+                    l if l == grid.radix - 1 => 2.01 * l as f32 + 9.0 * random(),
+                    l => (2 * l) as f32 + 0.01 + 1.98 * random(),
+                });
+                let w: [f32; D] = std::array::from_fn(|_| if random() < 0.2 { 0.0 } else { random() });
+                let error = |n: u16| {
+                    let level = grid.points[n as usize];
+                    (0..D).fold(0.0, |sum, i| {
+                        let diff = f32::from(2 * level[i] + 1) - x[i];
+                        sum + w[i] * diff * diff
+                    })
+                };
+                let best = near.points().iter().copied().reduce(|a, b| if error(b) < error(a) { b } else { a });
+                assert!(leaders.points().contains(&best.unwrap()), "{levels:?} {x:?} {w:?}");
+            }
+            assert!(left_out > 0 || grid.points.len() == 1024, "leaders are fewer, but for IQ2_S");
+        }
+        check(iq2_xxs());
+        check(iq2_xs());
+        check(iq2_s());
+        check(iq3_xxs());
+        check(iq3_s());
     }
 
     #[test]

@@ -6,8 +6,7 @@
 //! from here on, a lane is a sub-block:
 //! every try rounds every magnitude; a group's cells that differ from those of the try before start a run
 //! the nearest neighbours of all runs (grid_nearest.rs)
-//! four tries at a time are summed up, and compared in their order
-//! the groups to be chosen again are runs of one try, with the scale that was found; then the last sums
+//! the best try; some groups again, with its scale; the last sums (grid_tries.rs)
 //! ```
 //!
 //! A sub-block whose numbers leave the range where lanes and reference agree goes through the reference.
@@ -15,21 +14,16 @@
 
 use super::Rows;
 use super::codebook::Codebook;
-use super::grid_nearest::{Neighbours, next_level};
-use super::grid_runs::{OFF_GRID, POINT, TRIES, UNCLEAR, Word, Words};
-use super::grid_search::{Again, Coded, GridType, Plain, Rule, Search, Start, encode};
+use super::grid_nearest::Neighbours;
+use super::grid_runs::{POINT, TRIES};
+use super::grid_search::{Coded, GridType, Plain, Rule, Search, Start, encode};
+use super::grid_tries::{Columns, Tries, WRAPS, usable};
 use super::lane_search::make_qp_quants;
 use super::lanes::{Kernel, LANES, Lanes, Vector, columns};
 use std::marker::PhantomData;
 
-/// Beyond this, rounding to a level would wrap.
-const WRAPS: f32 = 2e6;
-/// Scales beyond this, or below its reciprocal, could make squares overflow or vanish.
-const LARGE: f32 = 1e15;
 /// Importances beyond this could overflow in sums.
 const HEAVY: f32 = 1e37;
-/// Tries that are summed up at once.
-const AT_ONCE: usize = 4;
 
 /// The kernel of a grid type.
 pub(super) struct OverLanes<T, const D: usize, const N: usize>(PhantomData<T>);
@@ -70,15 +64,15 @@ fn sums_of_squares(x: [&[f32]; 2]) -> [f32; 2] {
 }
 
 /// A codebook and a rule, ready for lanes, and room for eight sub-blocks.
-struct GridSearch<L: Lanes, const D: usize, const N: usize> {
-    l: L,
-    grid: &'static Codebook<D>,
-    rule: Rule,
+pub(super) struct GridSearch<L: Lanes, const D: usize, const N: usize> {
+    pub(super) l: L,
+    pub(super) grid: &'static Codebook<D>,
+    pub(super) rule: Rule,
     /// What the levels stand for.
-    q: L::F32,
+    pub(super) q: L::F32,
     /// Numerators of the inverse scales, by try.
     numerators: [f32; TRIES],
-    tries: usize,
+    pub(super) tries: usize,
     /// By sub-block: importance, magnitudes and signs as in the reference.
     weight: [[f32; N]; LANES],
     magnitude: [[f32; N]; LANES],
@@ -86,30 +80,7 @@ struct GridSearch<L: Lanes, const D: usize, const N: usize> {
     /// The fitted plain scales of two blocks, and which block is at hand.
     starts: [L::F32; 2],
     turn: usize,
-    neighbours: Neighbours<L, D>,
-}
-
-/// The tries of eight sub-blocks: half their inverse scales, in ascending order, and their scales.
-struct Tries<L: Lanes> {
-    half_inverse: [L::F32; TRIES],
-    scale: [L::F32; TRIES],
-}
-
-/// What is chosen again, of eight sub-blocks.
-#[derive(Clone, Copy)]
-struct Rechosen<L: Lanes> {
-    /// Sub-blocks with a part in it.
-    wanted: L::Mask,
-    /// Those of which the group was looked at, by group.
-    groups: [L::Mask; LANES],
-}
-
-/// Eight sub-blocks by column.
-struct Columns<L: Lanes, const N: usize> {
-    magnitude: [L::F32; N],
-    weight: [L::F32; N],
-    /// `weight` times `magnitude`.
-    weighted: [L::F32; N],
+    pub(super) neighbours: Neighbours<L, D>,
 }
 
 impl<L: Lanes, const D: usize, const N: usize> Search<N> for GridSearch<L, D, N> {
@@ -121,7 +92,7 @@ impl<L: Lanes, const D: usize, const N: usize> Search<N> for GridSearch<L, D, N>
 
 impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
     /// Groups of a sub-block.
-    const GROUPS: usize = N / D;
+    pub(super) const GROUPS: usize = N / D;
 
     #[inline(always)]
     fn new(l: L, grid: &'static Codebook<D>, rule: Rule) -> Self {
@@ -221,7 +192,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
                 }
             }
             let columns = Columns { magnitude, weight, weighted };
-            self.start_runs(l, &columns, &tries, sound_bits);
+            self.start_runs(l, &columns, &tries, sound);
             // Runs of all tries, then those of the groups to be chosen again: a loop, so that the code is there once.
             let mut again = None;
             loop {
@@ -287,212 +258,4 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             self.signs[v * LANES / N][v % (N / LANES)] = signs;
         }
     }
-
-    /// Rounds every magnitude in every try and notes the runs of equal cells, for the sub-blocks of `bits`.
-    #[inline(always)]
-    fn start_runs(&mut self, l: L, columns: &Columns<L, N>, tries: &Tries<L>, bits: u32) {
-        self.neighbours.clear();
-        for k in 0..Self::GROUPS {
-            let magnitude = &columns.magnitude[D * k..][..D];
-            let mut root = [l.splat(0.0); D];
-            for i in 0..D {
-                root[i] = l.sqrt(columns.weight[D * k + i]);
-            }
-            self.neighbours.set_group(k, magnitude, &root, tries.scale[0]);
-            let (mut changed, mut cells) = ([0; TRIES], [[0; LANES]; TRIES]);
-            let mut before = l.splat_i(-1);
-            for t in 0..self.tries {
-                let cell = self.cell(l, magnitude, tries.half_inverse[t]);
-                changed[t] = (!l.bits(l.eq_i(cell, before)) & bits) as u8;
-                cells[t] = l.store_i(cell);
-                before = cell;
-            }
-            self.neighbours.next_group();
-            for (eight, changed) in changed.as_chunks::<8>().0.iter().enumerate() {
-                let mut changed = u64::from_le_bytes(*changed);
-                while changed != 0 {
-                    let place = changed.trailing_zeros() as usize;
-                    changed &= changed - 1;
-                    let (t, lane) = ((8 * eight + place / LANES) % TRIES, place % LANES);
-                    self.neighbours.start_run(k, lane, cells[t][lane] as usize, t, self.tries);
-                }
-            }
-        }
-    }
-
-    /// The cells of eight groups under half an inverse scale each.
-    #[inline(always)]
-    fn cell(&self, l: L, magnitude: &[L::F32], half_inverse: L::F32) -> L::I32 {
-        let (zero, half) = (l.splat(0.0), l.splat(0.5));
-        let (radix, last) = (l.splat(self.grid.radix as f32), l.splat((self.grid.radix - 1) as f32));
-        let mut cell = zero;
-        for &x in magnitude.iter().rev() {
-            // Half of `inverse * x - 1`: halves are exact, but for products that the 1 swallows.
-            let level = l.nearest(half_inverse * x - half);
-            cell = cell * radix + l.clamp(level, zero, last);
-        }
-        l.truncate(cell)
-    }
-
-    /// Sums up all tries and keeps the best: its scale and its words.
-    #[inline(always)]
-    fn best_try(&mut self, l: L, columns: &Columns<L, N>, mut scale: L::F32) -> (L::F32, Words) {
-        let zero = l.splat(0.0);
-        let mut best = zero;
-        let mut best_try = l.splat_i(-1);
-        for eight in 0..self.tries.div_ceil(LANES) {
-            // By try and group, a lane being a sub-block.
-            let mut index = [[l.splat_i(0); LANES]; LANES];
-            for k in 0..Self::GROUPS {
-                let mut rows = [zero; LANES];
-                for (row, words) in rows.iter_mut().zip(&self.neighbours.words[k]) {
-                    *row = l.from_bits(l.shr::<16>(l.load_i_at(&words[LANES * eight..])));
-                }
-                for (index, words) in index.iter_mut().zip(l.transpose(rows)) {
-                    index[k] = l.to_bits(words);
-                }
-            }
-            for (half, index) in index.as_chunks::<AT_ONCE>().0.iter().enumerate() {
-                let first = LANES * eight + AT_ONCE * half;
-                if first >= self.tries {
-                    break;
-                }
-                for (t, (sumqx, sumq2)) in (first..self.tries).zip(self.sums(l, columns, *index)) {
-                    let better = l.lt(zero, sumq2) & l.lt(best * sumq2, sumqx * sumqx);
-                    scale = l.select(better, sumqx / sumq2, scale);
-                    best = l.select(better, scale * sumqx, best);
-                    best_try = l.select_i(better, l.splat_i(t as i32), best_try);
-                }
-            }
-        }
-        let off = if self.rule.again == Again::AllIfOffGrid { OFF_GRID } else { 0 };
-        let mut words = [[off | Word::from(self.grid.packed[0]) << 16; LANES]; LANES];
-        for (lane, t) in l.store_i(best_try).into_iter().enumerate() {
-            if t >= 0 {
-                for k in 0..Self::GROUPS {
-                    words[k][lane] = self.neighbours.words[k][lane][t as usize % TRIES];
-                }
-            }
-        }
-        (scale, words)
-    }
-
-    /// `sumqx` and `sumq2` of eight sub-blocks under the packed levels of `T` tries.
-    #[inline(always)]
-    fn sums<const T: usize>(
-        &self,
-        l: L,
-        columns: &Columns<L, N>,
-        mut index: [[L::I32; LANES]; T],
-    ) -> [(L::F32, L::F32); T] {
-        let mut sums = [(l.splat(0.0), l.splat(0.0)); T];
-        for i in 0..N {
-            let (wx, w) = (columns.weighted[i], columns.weight[i]);
-            for j in 0..T {
-                let q = l.lookup(self.q, index[j][i / D]);
-                sums[j] = (sums[j].0 + wx * q, sums[j].1 + w * q * q);
-                index[j][i / D] = next_level::<L, D>(l, index[j][i / D]);
-            }
-        }
-        sums
-    }
-
-    /// Notes the runs of one try, with the scale that was found, of the groups whose words are to be chosen again. Also
-    /// returns the sub-blocks that are left to the reference.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // what the search knows of eight sub-blocks
-    fn start_again(
-        &mut self,
-        l: L,
-        columns: &Columns<L, N>,
-        tries: &Tries<L>,
-        scale: L::F32,
-        words: &mut Words,
-        reach: L::F32,
-        sound: L::Mask,
-    ) -> (Rechosen<L>, u32) {
-        let zero = l.splat(0.0);
-        let mut off_grid = [l.lt(zero, zero); LANES];
-        let mut any_off_grid = l.lt(zero, zero);
-        for k in 0..Self::GROUPS {
-            let flag = l.load_i(&words[k]) & l.splat_i(OFF_GRID);
-            off_grid[k] = l.lt_i(l.splat_i(0), flag);
-            any_off_grid = any_off_grid | off_grid[k];
-        }
-        let mut wanted = sound & l.lt(zero, scale);
-        if self.rule.again != Again::All {
-            wanted = wanted & any_off_grid;
-        }
-        let inverse = l.splat(1.0) / scale;
-        let safe =
-            l.lt(reach * inverse, l.splat(WRAPS)) & usable(l, scale) & l.lt(scale, l.splat(2.0) * tries.scale[0]);
-        let left = l.bits(wanted & !safe) & 0xff;
-        wanted = wanted & safe;
-        let half_inverse = l.splat(0.5) * inverse;
-        // How many tries come before the scale; not the same for both where it is too near one to tell.
-        let (mut before, mut larger) = (l.splat_i(0), l.splat_i(0));
-        for t in 0..self.tries {
-            before = before - l.ones(!l.lt(half_inverse, tries.half_inverse[t]));
-            larger = larger - l.ones(!l.lt(tries.scale[t], scale));
-        }
-        let (none, all) = (l.splat_i(0), l.splat_i(self.tries as i32));
-        let between = l.eq_i(before, larger) & l.lt_i(none, before) & l.lt_i(before, all);
-        let before = l.store_i(before - l.splat_i(1));
-        self.neighbours.clear();
-        let mut again = Rechosen { wanted, groups: [l.lt(zero, zero); LANES] };
-        for k in 0..Self::GROUPS {
-            self.neighbours.next_group();
-            let mut chosen = wanted;
-            if self.rule.again == Again::OffGrid {
-                chosen = chosen & off_grid[k];
-            }
-            // Between two tries of a run with the same word, nothing else can be chosen.
-            let (mut left, mut right) = ([0; LANES], [0; LANES]);
-            for lane in 0..LANES {
-                let words = &self.neighbours.words[k][lane][before[lane] as usize % TRIES..];
-                (left[lane], right[lane]) = (words[0], words[1]);
-            }
-            let (left, right) = (l.load_i(&left), l.load_i(&right));
-            let same = l.eq_i(left, right) & l.eq_i(left & l.splat_i(UNCLEAR), l.splat_i(0)) & between;
-            words[k] = l.store_i(l.select_i(chosen & same, left, l.load_i(&words[k])));
-            again.groups[k] = chosen & !same;
-            let mut bits = l.bits(again.groups[k]) & 0xff;
-            if bits == 0 {
-                continue;
-            }
-            let cells = l.store_i(self.cell(l, &columns.magnitude[D * k..][..D], half_inverse));
-            while bits != 0 {
-                let lane = bits.trailing_zeros() as usize % LANES;
-                bits &= bits - 1;
-                self.neighbours.start_run(k, lane, cells[lane] as usize, 0, 1);
-            }
-        }
-        let (scale, inverse) = (l.store(scale), l.store(inverse));
-        for lane in 0..LANES {
-            (self.neighbours.scales[lane][0], self.neighbours.inverses[lane][0]) = (scale[lane], inverse[lane]);
-        }
-        (again, left)
-    }
-
-    /// Takes the words that were chosen again, and fits the scale once more.
-    #[inline(always)]
-    fn fit_again(&self, l: L, columns: &Columns<L, N>, scale: L::F32, words: &mut Words, again: Rechosen<L>) -> L::F32 {
-        let mut index = [l.splat_i(0); LANES];
-        for k in 0..Self::GROUPS {
-            let mut found = [0; LANES];
-            for lane in 0..LANES {
-                found[lane] = self.neighbours.words[k][lane][0];
-            }
-            words[k] = l.store_i(l.select_i(again.groups[k], l.load_i(&found), l.load_i(&words[k])));
-            index[k] = l.shr::<16>(l.load_i(&words[k]));
-        }
-        let [(sumqx, sumq2)] = self.sums(l, columns, [index]);
-        l.select(again.wanted & l.lt(l.splat(0.0), sumq2), sumqx / sumq2, scale)
-    }
-}
-
-/// Whether a scale is far from overflow and underflow.
-#[inline(always)]
-fn usable<L: Lanes>(l: L, scale: L::F32) -> L::Mask {
-    l.lt(l.splat(1.0 / LARGE), scale) & l.lt(scale, l.splat(LARGE))
 }

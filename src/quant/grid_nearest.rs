@@ -1,9 +1,9 @@
 //! The nearest neighbours of many groups at once, for [`grid_lanes`](super::grid_lanes).
 //!
-//! A *run* is a group and neighbouring tries whose rounded magnitudes share a cell, and so its candidates. What their
-//! errors depend on is computed with eight candidates in the lanes. Of a long list only those are kept that may win
-//! somewhere in the run; then eight tries in the lanes compare what is left. Runs are sorted by the length of their
-//! lists, so that the processor foresees most branches.
+//! A *run* is a group and neighbouring tries whose rounded magnitudes share a cell, and so its candidates. Those are
+//! compared that are *leaders*; what their errors depend on is computed with eight of them in the lanes. Of a long list
+//! only those are kept that may win somewhere in the run; then eight tries in the lanes compare what is left, two
+//! candidates at a time. Runs are sorted by the length of their lists, so that the processor foresees most branches.
 //!
 //! **Why the candidate is the one that ggml takes.** At scale `s` the error of candidate `j` is `C + E_j`, with
 //! `E_j = s^2 A_j - 2 s B_j`, `A = sum w q^2`, `B = sum w x q`, `C = sum w x^2`. The lanes compare `E_j / s`, which costs
@@ -20,19 +20,28 @@
 //!   sums need. So a candidate that another one beats at both ends of a run can be forgotten, and what is chosen by
 //!   two tries of a run is chosen between them.
 //!
+//! * **Leaders.** A candidate is none if another one is nearer to the cell, on the same side, in every coordinate in which
+//!   they differ. Then each of its differences to the magnitudes is at least as large, also as ggml computes it, for
+//!   rounding keeps the order; so is its error; and it comes later in the list. Only where one of the two levels is the
+//!   cell's own, the other the next, and the magnitude on the border between them, could rounding turn them round. The
+//!   levels' scaled values and the difference are off by less than `40 u` of the scale, the position in the cell by less
+//!   than `30 u` of a level: both far below [`BORDER`]. Groups with a magnitude that near to a border are compared exactly.
+//!
 //! Candidates that differ only where the importance is zero have the same error in both, and ggml takes the first of
 //! them. Without a lead, or where numbers leave the range in which errors are relative, the candidates' errors are
 //! computed exactly as ggml does ([`nearest_exactly`]).
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::codebook::{Codebook, Near};
+use super::grid_exact::{LONGEST, nearest_exactly, next_level};
 use super::grid_runs::{GROUPS, OFF_GRID, ROOM, RUNS, Run, Runs, TRIES, UNCLEAR, Word, boxed};
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, Vector};
+use std::ops::Range;
 
 /// The lead, in parts of `C`, that the best candidate needs: 512 half-ulps.
 const MARGIN: f32 = 1.0 / 32768.0;
-/// Vectors in the longest list of neighbours of any codebook.
-pub(super) const LONGEST: usize = 64;
+/// A magnitude this near to the border of its cell, in levels, is on it.
+pub(super) const BORDER: f32 = 1.0 / 131_072.0;
 /// Weights of a sub-block, at most.
 const LONGEST_SUB_BLOCK: usize = 32;
 /// Lists longer than this are pruned.
@@ -55,11 +64,14 @@ pub(super) struct Neighbours<L: Lanes, const D: usize> {
     /// By coordinate of the sub-blocks: their magnitudes, and the roots of the importance.
     magnitude: [[f32; LANES]; LONGEST_SUB_BLOCK],
     root: [[f32; LANES]; LONGEST_SUB_BLOCK],
-    /// By group and coordinate, for every level: the terms of `A` and of `2 B`.
+    /// By group, the terms of `A` and of `2 B`: of each coordinate for every level, or, where a level has two bits, of
+    /// two coordinates for every pair of levels.
     a: Box<[[L::F32; D]; GROUPS]>,
     b: Box<[[L::F32; D]; GROUPS]>,
     /// By group: the lead that decides; NaN if none does.
     lead: [f32; GROUPS],
+    /// By group of the sub-block, and sub-block: a bit for each try in which a magnitude is on the border of its cell.
+    pub(super) doubtful: [[i32; LANES]; LANES],
     /// By group: the packed levels of the coordinates with any importance.
     counting: [i32; GROUPS],
     /// Added to `A` where the last vector of a list has no candidate, by the list's length.
@@ -119,6 +131,7 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             a: boxed([zero; D]),
             b: boxed([zero; D]),
             lead: [0.0; GROUPS],
+            doubtful: [[0; LANES]; LANES],
             counting: [0; GROUPS],
             padding,
             all: Box::new(List::EMPTY),
@@ -137,7 +150,10 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         let l = self.l;
         let qq = self.q * self.q;
         let (zero, none) = (l.splat(0.0), l.splat_i(0));
-        let (mut c, mut counting) = (zero, none);
+        // What the second level of a pair stands for; it changes with every fourth entry.
+        let second_q = [l.load(&[1., 1., 1., 1., 3., 3., 3., 3.]), l.load(&[5., 5., 5., 5., 7., 7., 7., 7.])];
+        let second_qq = [second_q[0] * second_q[0], second_q[1] * second_q[1]];
+        let (mut c, mut counting, mut twice_wx) = (zero, none, [[0.0; LANES]; D]);
         for i in 0..D {
             let levels = l.splat_i(((1 << self.grid.bits) - 1) << (self.grid.bits * i as u32));
             counting = counting | l.select_i(l.eq(root[i], zero), none, levels);
@@ -145,10 +161,23 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             c = c + wx * magnitude[i];
             self.magnitude[D * k + i] = l.store(magnitude[i]);
             self.root[D * k + i] = l.store(root[i]);
-            let (w, twice_wx) = (&self.root[D * k + i], l.store(wx + wx));
-            for lane in 0..LANES {
-                self.a[LANES * k + lane][i] = l.splat(w[lane]) * qq;
-                self.b[LANES * k + lane][i] = l.splat(twice_wx[lane]) * self.q;
+            twice_wx[i] = l.store(wx + wx);
+        }
+        let root = &self.root[D * k..][..D];
+        for lane in 0..LANES {
+            let (a, b) = (&mut self.a[LANES * k + lane], &mut self.b[LANES * k + lane]);
+            if D == 8 {
+                for i in (0..D).step_by(2) {
+                    let (w, v) = (l.splat(root[i][lane]) * qq, l.splat(root[i + 1][lane]));
+                    let (wx, vx) = (l.splat(twice_wx[i][lane]) * self.q, l.splat(twice_wx[i + 1][lane]));
+                    (a[i], a[i + 1]) = (w + v * second_qq[0], w + v * second_qq[1]);
+                    (b[i], b[i + 1]) = (wx + vx * second_q[0], wx + vx * second_q[1]);
+                }
+            } else {
+                for i in 0..D {
+                    a[i] = l.splat(root[i][lane]) * qq;
+                    b[i] = l.splat(twice_wx[i][lane]) * self.q;
+                }
             }
         }
         self.counting[LANES * k..][..LANES].copy_from_slice(&l.store_i(counting));
@@ -168,21 +197,15 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         self.runs.clear();
     }
 
-    /// The next runs are of another group of the sub-blocks.
+    /// Notes that group `k` of a sub-block falls on `cell` in some tries. The runs of a group come one after another.
     #[inline(always)]
-    pub(super) fn next_group(&mut self) {
-        self.runs.next_group();
-    }
-
-    /// Notes that group `k` of a sub-block falls on `cell` from a try on, up to `to` or the next such note.
-    #[inline(always)]
-    pub(super) fn start_run(&mut self, k: usize, lane: usize, cell: usize, from: usize, to: usize) {
+    pub(super) fn start_run(&mut self, k: usize, lane: usize, cell: usize, tries: Range<usize>) {
         let l = self.l;
-        let (k, lane, from) = (k % LANES, lane % LANES, from % TRIES);
+        let (k, lane, from, to) = (k % LANES, lane % LANES, tries.start % TRIES, tries.end);
         let cell = self.grid.at(cell);
-        let run = self.runs.start(cell, k, lane, from, to);
-        // The word of a point, without asking whether it is one: later runs and `choose` replace it where not.
-        let levels = Word::from(self.grid.packed[cell.point as usize]);
+        let run = self.runs.start(cell, LANES * k + lane, from..to);
+        // The word of a point, without asking whether it is one: `choose` replaces it where not.
+        let levels = self.grid.packed.get(cell.point as usize).map_or(0, |&levels| Word::from(levels));
         let word = l.splat_i(Word::from(cell.point) | run.mark() | levels << 16);
         let words = &mut self.words[k][lane];
         for at in (from..to).step_by(LANES) {
@@ -198,9 +221,9 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             let mut next = self.runs.first(length);
             while let Some((run, following)) = self.runs.at(next) {
                 next = following;
-                let near = self.grid.near(run.cell);
+                let near = self.grid.leaders(run.cell);
                 self.put_terms(run.group(), near);
-                if length > SHORT {
+                if near.len > SHORT {
                     self.prune(run, near);
                 }
                 self.choose_run(run, near);
@@ -308,32 +331,33 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
     fn choose_run(&mut self, run: Run, near: Near<'_>) {
         let l = self.l;
         let group = run.group();
-        let (zero, infinite, lead) = (l.splat(0.0), l.splat(f32::INFINITY), l.splat(self.lead[group]));
+        let w = l.wide();
+        let (zero, infinite, lead) = (l.splat(0.0), w.splat(f32::INFINITY), l.splat(self.lead[group]));
         let numbers = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
-        let (two, place_bits) = (l.splat_i(2), l.splat_i(SHORT as i32 - 1));
-        let others = l.splat_i(-(SHORT as i32));
+        let (two, place_bits) = (w.splat_i(2), l.splat_i(SHORT as i32 - 1));
+        let others = w.splat_i(-(SHORT as i32));
+        let first_places = w.to_bits(l.in_copies(&[f32::from_bits(0), f32::from_bits(1)]));
         let places = if near.len > SHORT { self.kept.count } else { near.len };
+        let list = if near.len > SHORT { &self.kept } else { &self.all };
+        let pairs = places.div_ceil(2);
+        let (a, b) = (list.a.as_flattened().as_chunks().0, list.b.as_flattened().as_chunks().0);
+        let (a, b) = (&a[..pairs], &b[..pairs]);
         for from in (run.from()..run.to()).step_by(LANES) {
             let from = from % TRIES;
             let s = l.load_at(&self.scales[group % LANES][from..]);
             let lead = lead * l.load_at(&self.inverses[group % LANES][from..]);
             // By try, among candidates of even and of odd place: the least error over the scale, with the place in its
             // lowest bits, and the least but one. What is no number, or infinite, drops out: also what fills up lists.
-            let (mut least, mut second) = ([infinite; 2], [infinite; 2]);
-            let mut place = [l.splat_i(0), l.splat_i(1)];
-            let list = if near.len > SHORT { &self.kept } else { &self.all };
-            let pairs = places.div_ceil(2);
-            let a = &list.a.as_flattened().as_chunks::<2>().0[..pairs];
-            let b = &list.b.as_flattened().as_chunks::<2>().0[..pairs];
+            let s = l.twice(s);
+            let (mut least, mut second, mut place) = (infinite, infinite, first_places);
             for (a, b) in a.iter().zip(b) {
-                for i in 0..2 {
-                    let error = l.to_bits(s * l.splat(a[i]) - l.splat(b[i]));
-                    let error = l.from_bits(error & others | place[i]);
-                    second[i] = l.min(l.max(least[i], error), second[i]);
-                    least[i] = l.min(error, least[i]);
-                    place[i] = place[i] + two;
-                }
+                let error = w.to_bits(s * l.in_copies(a) - l.in_copies(b));
+                let error = w.from_bits(error & others | place);
+                second = w.min(w.max(least, error), second);
+                least = w.min(error, least);
+                place = place + two;
             }
+            let (least, second) = (l.copies(least), l.copies(second));
             let second = l.min(l.max(least[0], least[1]), l.min(second[0], second[1]));
             let least = l.min(least[0], least[1]);
             let place = l.to_bits(least);
@@ -350,7 +374,9 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             let old = l.load_i_at(to);
             to.copy_from_slice(&l.store_i(l.select_i(inside, chosen | l.splat_i(run.mark()), old)));
             // Noted without a branch, which nobody could foresee.
-            let tries = l.bits(if places > SHORT { inside } else { unclear }) & 0xff;
+            let unclear = l.bits(if places > SHORT { inside } else { unclear });
+            let doubtful = self.doubtful[group / LANES][group % LANES] as u32 >> from & l.bits(inside);
+            let tries = (unclear | doubtful) & 0xff;
             self.unclear[self.unclear_count % RUNS] = Unclear { run, from: from as u8, tries: tries as u8 };
             self.unclear_count += usize::from(tries != 0);
         }
@@ -375,10 +401,18 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         let l = self.l;
         let (mut a, mut b) = (padding, l.splat(0.0));
         let mut index = l.load_u16(levels);
-        for i in 0..D {
-            a = a + l.lookup(self.a[group][i], index);
-            b = b + l.lookup(self.b[group][i], index);
-            index = next_level::<L, D>(l, index);
+        if D == 8 {
+            for i in (0..D).step_by(2) {
+                a = a + l.lookup_16([self.a[group][i], self.a[group][i + 1]], index);
+                b = b + l.lookup_16([self.b[group][i], self.b[group][i + 1]], index);
+                index = l.shr::<4>(index);
+            }
+        } else {
+            for i in 0..D {
+                a = a + l.lookup(self.a[group][i], index);
+                b = b + l.lookup(self.b[group][i], index);
+                index = next_level::<L, D>(l, index);
+            }
         }
         (a, b)
     }
@@ -401,55 +435,8 @@ fn word_of(near: Near<'_>, place: usize) -> Word {
     OFF_GRID | Word::from(near.numbers.as_flattened()[place]) | Word::from(near.levels.as_flattened()[place]) << 16
 }
 
-/// The place of the candidate with the least weighted squared error, computed in ggml's order: the first of equals, and
-/// the first of all where no error is a number. `q` is what the levels stand for; `errors` is room for all candidates.
-#[inline(always)]
-pub(super) fn nearest_exactly<L: Lanes, const D: usize>(
-    l: L,
-    near: Near<'_>,
-    q: L::F32,
-    x: &[f32; D],
-    weight: &[f32; D],
-    scale: f32,
-    errors: &mut [L::F32; LONGEST],
-) -> usize {
-    let scaled = l.splat(scale) * q;
-    let mut terms = [l.splat(0.0); D];
-    for i in 0..D {
-        let diff = scaled - l.splat(x[i]);
-        terms[i] = l.splat(weight[i]) * diff * diff;
-    }
-    let mut least = l.splat(f32::MAX);
-    for (error, levels) in errors.iter_mut().zip(near.levels) {
-        let mut sum = l.splat(0.0);
-        let mut index = l.load_u16(levels);
-        for &terms in &terms {
-            sum = sum + l.lookup(terms, index);
-            index = next_level::<L, D>(l, index);
-        }
-        *error = sum;
-        least = l.min(sum, least);
-    }
-    let least = l.least(least);
-    for (v, &error) in errors[..near.levels.len()].iter().enumerate() {
-        let bits = l.bits(l.eq(error, least) & l.lt(error, l.splat(f32::MAX)));
-        if bits != 0 {
-            return 8 * v + bits.trailing_zeros() as usize;
-        }
-    }
-    0
-}
-
-/// Brings the next coordinate's level to the lowest bits.
-#[inline(always)]
-pub(super) fn next_level<L: Lanes, const D: usize>(l: L, index: L::I32) -> L::I32 {
-    if D == 8 { l.shr::<2>(index) } else { l.shr::<3>(index) }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::quant::codebook::{self, Offer};
     use crate::quant::grid_search::GridType;
     use crate::quant::iq2::{IQ2_S, IQ2_XS, IQ2_XXS};
     use crate::quant::iq3::{IQ3_S, IQ3_XXS};
@@ -460,25 +447,6 @@ mod tests {
         for rule in [IQ2_XXS::RULE, IQ2_XS::RULE, IQ2_S::RULE, IQ3_XXS::RULE, IQ3_S::RULE] {
             let reach = rule.half_tries as f32 * rule.step;
             assert!((rule.top + reach) / (rule.top - reach) < 1.5001, "{}", rule.top);
-        }
-    }
-
-    #[test]
-    fn every_list_of_neighbours_fits() {
-        fn longest<const D: usize>(grid: &Codebook<D>) -> usize {
-            let cells = 0..grid.radix.pow(D as u32);
-            let len = |cell| match grid.offer(cell) {
-                Offer::Point(_) => 0,
-                Offer::Near(near) => near.levels.len(),
-            };
-            cells.map(len).max().unwrap_or(0)
-        }
-        assert!(longest(codebook::iq1()) <= LONGEST, "{}", longest(codebook::iq1()));
-        for grid in [codebook::iq2_xxs(), codebook::iq2_xs(), codebook::iq2_s()] {
-            assert!(longest(grid) <= LONGEST);
-        }
-        for grid in [codebook::iq3_xxs(), codebook::iq3_s()] {
-            assert!(longest(grid) <= LONGEST);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::codebook::Cell;
 use super::lanes::LANES;
+use std::ops::Range;
 
 /// Groups of eight sub-blocks, at most.
 pub(super) const GROUPS: usize = 64;
@@ -72,8 +73,6 @@ pub(super) struct Runs {
     runs: Box<[Run; RUNS]>,
     /// The number of the next one; 0 is none.
     count: usize,
-    /// The last run of each sub-block's group at hand.
-    last: [usize; LANES],
     /// The last run of each length, and for every run the one before of that length.
     of_length: [u16; Runs::LENGTHS],
     before: Box<[u16; RUNS]>,
@@ -85,13 +84,7 @@ impl Runs {
 
     /// No runs; the cell is any.
     pub(super) fn new(cell: Cell) -> Self {
-        Runs {
-            runs: boxed(Run::none(cell)),
-            count: 1,
-            last: [0; LANES],
-            of_length: [0; Runs::LENGTHS],
-            before: boxed(0),
-        }
+        Runs { runs: boxed(Run::none(cell)), count: 1, of_length: [0; Runs::LENGTHS], before: boxed(0) }
     }
 
     /// Forgets all runs.
@@ -101,22 +94,13 @@ impl Runs {
         self.of_length = [0; Runs::LENGTHS];
     }
 
-    /// The next runs are of another group of the sub-blocks.
+    /// Starts the run of a group over some tries. The runs of a group come one after another.
     #[inline(always)]
-    pub(super) fn next_group(&mut self) {
-        self.last = [0; LANES];
-    }
-
-    /// Starts a run of group `k` of a sub-block, up to try `to` or the next one of the same group.
-    #[inline(always)]
-    pub(super) fn start(&mut self, cell: Cell, k: usize, lane: usize, from: usize, to: usize) -> Run {
-        // The first run of a group has none before it; what is written then belongs to run 0, which nobody reads.
-        let before = &mut self.runs[self.last[lane] % RUNS];
-        before.to = from as u8;
-        let run = Run { cell, group: (LANES * k + lane) as u8, from: from as u8, to: to as u8, odd: !before.odd };
+    pub(super) fn start(&mut self, cell: Cell, group: usize, tries: Range<usize>) -> Run {
+        let odd = self.count % 2 == 1;
+        let run = Run { cell, group: group as u8, from: tries.start as u8, to: tries.end as u8, odd };
         self.runs[self.count % RUNS] = run;
-        self.last[lane] = self.count;
-        let length = (cell.len as usize).min(Runs::LENGTHS - 1);
+        let length = cell.leaders().div_ceil(2).min(Runs::LENGTHS - 1);
         self.before[self.count % RUNS] = self.of_length[length];
         self.of_length[length] = self.count as u16;
         self.count += 1;

@@ -12,7 +12,7 @@
 
 use super::Rows;
 use super::codebook::{self, Cell, Codebook, Near};
-use super::grid_nearest::next_level;
+use super::grid_exact::next_level;
 use super::grid_search::Plain;
 use super::iq1::{Coded, Split, Sums, code, reference, scale_levels};
 use super::iq1_split::{InLanes, best_splits, ranks};

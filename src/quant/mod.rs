@@ -20,10 +20,12 @@
 mod codebook;
 mod filetype;
 mod fp4;
+mod grid_exact;
 mod grid_lanes;
 mod grid_nearest;
 mod grid_runs;
 mod grid_search;
+mod grid_tries;
 mod imatrix;
 mod iq1;
 mod iq1_lanes;

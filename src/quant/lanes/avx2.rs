@@ -124,6 +124,11 @@ impl Lanes for Avx2 {
         fn load_u16(v: &[u16; LANES]) -> I32 = I32(_mm256_cvtepu16_epi32(_mm_loadu_si128(v.as_ptr().cast())));
         fn load_u8(v: &[u8; LANES]) -> I32 = I32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(v.as_ptr().cast())));
         fn lookup(table: F32, index: I32) -> F32 = F32(_mm256_permutevar8x32_ps(table.0, index.0));
+        fn lookup_16(table: [F32; 2], index: I32) -> F32 = F32(_mm256_blendv_ps(
+            _mm256_permutevar8x32_ps(table[0].0, index.0),
+            _mm256_permutevar8x32_ps(table[1].0, index.0),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index.0))
+        ));
         fn lookup_i(table: I32, index: I32) -> I32 = I32(_mm256_permutevar8x32_epi32(table.0, index.0));
         fn ones(mask: Mask) -> I32 = I32(_mm256_castps_si256(mask.0));
     }

@@ -143,6 +143,27 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn twice(self, v: Self::F32) -> zmm::F32 {
+        zmm::twice(self.wide(), v.0)
+    }
+
+    #[inline(always)]
+    fn in_copies(self, v: &[f32; 2]) -> zmm::F32 {
+        zmm::in_copies(self.wide(), v)
+    }
+
+    #[inline(always)]
+    fn copies(self, v: zmm::F32) -> [Self::F32; 2] {
+        zmm::copies(v).map(avx2::F32)
+    }
+
+    #[inline(always)]
+    fn lookup_16(self, table: [Self::F32; 2], index: Self::I32) -> Self::F32 {
+        // SAFETY: the token proves that the CPU has the features.
+        avx2::F32(unsafe { _mm256_permutex2var_ps(table[0].0, index.0, table[1].0) })
+    }
+
+    #[inline(always)]
     fn ones(self, mask: Mask) -> Self::I32 {
         // SAFETY: the token proves that the CPU has the features.
         avx2::I32(unsafe { _mm256_movm_epi32(mask.0) })

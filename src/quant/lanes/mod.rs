@@ -155,6 +155,13 @@ pub(crate) trait Lanes: Vector {
     /// The vectors that [`Lanes::join`] joined.
     fn split(self, v: <Self::Wide as Vector>::F32) -> [Self::F32; 2];
 
+    /// Every lane in two copies, the first and the second, in whatever places.
+    fn twice(self, v: Self::F32) -> <Self::Wide as Vector>::F32;
+    /// The first number in the first copies of all lanes, the second in the second copies.
+    fn in_copies(self, v: &[f32; 2]) -> <Self::Wide as Vector>::F32;
+    /// The first copies and the second copies.
+    fn copies(self, v: <Self::Wide as Vector>::F32) -> [Self::F32; 2];
+
     /// Eight numbers from memory.
     fn load(self, v: &[f32; LANES]) -> Self::F32;
     /// The lanes as an array.
@@ -184,6 +191,8 @@ pub(crate) trait Lanes: Vector {
     fn shr<const N: i32>(self, v: Self::I32) -> Self::I32;
     /// Entry `index & 7` of a table of eight.
     fn lookup(self, table: Self::F32, index: Self::I32) -> Self::F32;
+    /// Entry `index & 15` of a table of sixteen.
+    fn lookup_16(self, table: [Self::F32; 2], index: Self::I32) -> Self::F32;
     /// Entry `index & 7` of a table of eight.
     fn lookup_i(self, table: Self::I32, index: Self::I32) -> Self::I32;
 

@@ -107,6 +107,21 @@ macro_rules! joined {
         fn split(self, v: <Self::Wide as Vector>::F32) -> [Self::F32; 2] {
             v.0
         }
+
+        #[inline(always)]
+        fn twice(self, v: Self::F32) -> <Self::Wide as Vector>::F32 {
+            pair::Two([v; 2])
+        }
+
+        #[inline(always)]
+        fn in_copies(self, v: &[f32; 2]) -> <Self::Wide as Vector>::F32 {
+            pair::Two([self.splat(v[0]), self.splat(v[1])])
+        }
+
+        #[inline(always)]
+        fn copies(self, v: <Self::Wide as Vector>::F32) -> [Self::F32; 2] {
+            v.0
+        }
     };
 }
 pub(super) use joined;

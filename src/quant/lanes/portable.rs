@@ -249,6 +249,10 @@ impl Lanes for Portable {
         map(index, |i| table.0[(i & 7) as usize])
     }
     #[inline(always)]
+    fn lookup_16(self, table: [Array<f32>; 2], index: Array<i32>) -> Array<f32> {
+        map(index, |i| table[(i >> 3 & 1) as usize].0[(i & 7) as usize])
+    }
+    #[inline(always)]
     fn lookup_i(self, table: Array<i32>, index: Array<i32>) -> Array<i32> {
         map(index, |i| table.0[(i & 7) as usize])
     }

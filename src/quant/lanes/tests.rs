@@ -21,6 +21,8 @@ const EDGES: [f32; 16] = [
     -8_388_608.5,
 ];
 
+const EDGES_8: [f32; 8] = [1.0, -1.5, 2.5, f32::MIN_POSITIVE, f32::MAX, f32::INFINITY, 0.0, 3e9];
+
 fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
 }
@@ -131,6 +133,16 @@ impl Kernel for Operations {
         let four = [l.splat_i(-1), n, l.splat_i(256 + 3), l.load_i(&[1, 2, 3, 4, 5, 6, 7, 8])];
         for (i, v) in l.store_u8x32(four).into_iter().enumerate() {
             assert_eq!(v, l.store_i(four[i / 8])[i % 8] as u8, "{l:?} store_u8x32");
+        }
+        let (low, high) = (l.to_f32(n), l.load(&EDGES_8));
+        let pairs = l.copies(l.in_copies(&[-2.5, 7.0]) + l.twice(high));
+        let looked_up = l.store(l.lookup_16([low, high], n));
+        for (i, &v) in numbers.iter().enumerate() {
+            let want = if v & 8 == 0 { numbers[(v & 7) as usize] as f32 } else { EDGES_8[(v & 7) as usize] };
+            assert!(same(looked_up[i], want), "{l:?} lookup_16 of {v}");
+            for (copy, added) in pairs.into_iter().zip([-2.5, 7.0]) {
+                assert!(same(l.store(copy)[i], added + EDGES_8[i]), "{l:?} copies, lane {i}");
+            }
         }
         wide_computes_like_its_halves(l);
         assert_eq!(l.store_i(l.load_u8(&[0, 1, 127, 128, 255, 3, 4, 5])), [0, 1, 127, 128, 255, 3, 4, 5]);

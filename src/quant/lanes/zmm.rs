@@ -51,6 +51,37 @@ pub(super) fn split(v: F32) -> [__m256; 2] {
     unsafe { [_mm512_castps512_ps256(v.0), _mm512_extractf32x8_ps::<1>(v.0)] }
 }
 
+/// Every lane of eight twice, side by side.
+#[inline(always)]
+pub(super) fn twice(_: Zmm, v: __m256) -> F32 {
+    // SAFETY: the token proves that the CPU has the features.
+    unsafe {
+        let places = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+        F32(_mm512_permutexvar_ps(places, _mm512_castps256_ps512(v)))
+    }
+}
+
+/// Two numbers in turns.
+#[inline(always)]
+pub(super) fn in_copies(_: Zmm, v: &[f32; 2]) -> F32 {
+    // SAFETY: the token proves that the CPU has the features; the load is of the whole array.
+    F32(unsafe { _mm512_castpd_ps(_mm512_set1_pd(v.as_ptr().cast::<f64>().read_unaligned())) })
+}
+
+/// The lanes of even place, and those of odd place.
+#[inline(always)]
+pub(super) fn copies(v: F32) -> [__m256; 2] {
+    // SAFETY: a value of this type exists only on a CPU with the token's features.
+    unsafe {
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
+        let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+        [
+            _mm512_castps512_ps256(_mm512_permutexvar_ps(even, v.0)),
+            _mm512_castps512_ps256(_mm512_permutexvar_ps(odd, v.0)),
+        ]
+    }
+}
+
 impl Vector for Zmm {
     type F32 = F32;
     type I32 = I32;
