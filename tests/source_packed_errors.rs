@@ -136,6 +136,42 @@ fn a_gptq_index_of_64_bits_equals_that_of_32_and_names_what_is_no_group() {
     assert!(message.contains("g_idx has type I16, needs I32 or I64"), "{message}");
 }
 
+/// The shape of a four-bit weight of quanto without a bias, of `groups` by `group`, or why there is none.
+fn quanto_shape(config: Value, module: &str, groups: u64, group: u64) -> Result<Vec<u64>, String> {
+    let (codes, scale, shift) =
+        (format!("{module}.weight._data._data"), format!("{module}.weight._scale"), format!("{module}.weight._shift"));
+    let (packed, each) = ([groups.div_ceil(2), group], [groups, 1]);
+    let tensors: [Tensor; 3] = [(&codes, "U8", &packed), (&scale, "BF16", &each), (&shift, "BF16", &each)];
+    let dir = folder(&Value::Null, &tensors, &[]);
+    let mut config = config;
+    config["quantization_config"] = json!({"quant_method": "quanto", "weights": "qint4"});
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let model = ModelFolder::open(dir.path()).map_err(|e| e.to_string())?;
+    Ok(model.tensors().get(&format!("{module}.weight")).unwrap().shape().dims().to_vec())
+}
+
+#[test]
+fn rows_of_quanto_are_told_by_the_layers_place_in_the_model() {
+    let shape = |module, groups, group| quanto_shape(json!({"hidden_size": 256}), module, groups, group);
+    assert_eq!(shape("model.layers.0.self_attn.q_proj", 6, 128).unwrap(), [3, 256]);
+    assert_eq!(shape("model.layers.0.mlp.down_proj", 256, 96).unwrap(), [256, 96]);
+    assert_eq!(shape("model.layers.0.mlp.down_proj", 1280, 32).unwrap(), [256, 160]);
+    // Groups that the library cuts no longer rows into are rows.
+    assert_eq!(quanto_shape(json!({}), "a.b", 6, 48).unwrap(), [6, 48]);
+    assert_eq!(quanto_shape(json!({}), "a.b", 6, 131).unwrap(), [6, 131]);
+    let text = quanto_shape(json!({"text_config": {"hidden_size": 64}}), "language_model.layers.0.q_proj", 6, 64);
+    assert_eq!(text.unwrap(), [6, 64]);
+    let says = |result: Result<Vec<u64>, String>, words: &[&str]| {
+        let message = result.unwrap_err();
+        assert!(words.iter().all(|w| message.contains(w)) && !message.contains('\n'), "{words:?} are not in: {message}");
+    };
+    let remedy = "16-bit model";
+    says(shape("model.layers.0.mixer.odd", 6, 128), &["odd.weight", "quanto", "not the number of rows", remedy]);
+    says(quanto_shape(json!({}), "a.q_proj", 6, 128), &["a.q_proj.weight", "config.json", remedy]);
+    says(shape("a.q_proj", 5, 128), &["5 groups of 128 columns are no matrix of 256 columns", remedy]);
+    says(shape("a.q_proj", 8, 64), &["8 groups of 64 columns are no matrix of 256 columns", remedy]);
+}
+
 #[test]
 fn eight_bit_floats_need_scales_that_fit() {
     refused("fp8", &[("a.weight", "F8_E4M3", &[4, 8])], &[], &["a.weight", "without the scales"]);

@@ -140,11 +140,12 @@ def measure(model, base_folder):
 
 
 def main():
-    plain = base(OUT / "base")
-    for name, (config, parts, *extra) in FORMS.items():
-        if not WANTED or name in WANTED:
-            print(f"{name:20} {measure(adapter(OUT / 'adapter', config, parts, *extra), plain)}", flush=True)
-    shutil.rmtree(plain)
+    forms = {name: form for name, form in FORMS.items() if not WANTED or name in WANTED}
+    plain = base(OUT / "base") if forms else None
+    for name, (config, parts, *extra) in forms.items():
+        print(f"{name:20} {measure(adapter(OUT / 'adapter', config, parts, *extra), plain)}", flush=True)
+    if plain:
+        shutil.rmtree(plain)
     for name, pack in (("LoRA 16 over nf4", nf4), ("LoRA 16 over GPTQ", gptq)):
         if not WANTED or name in WANTED:
             packed = base(OUT / "base", pack)

@@ -93,10 +93,10 @@ fn logical_dims(shelf: &Shelf, name: &str, groups: u64, group: u64) -> Result<[u
     };
     let Some(told) = told else {
         let cause = format!(
-            "the file holds groups of {group} columns but not the number of rows, and neither a bias nor the layer's \
+            "of {name} the file holds groups of {group} columns but not the number of rows, and neither a bias nor the layer's \
              name and the model's config.json tell it"
         );
-        return Err(shelf.wrong(name, cause));
+        return Err(shelf.unsupported(cause));
     };
     let (what, count) = match told {
         Told::Rows(n) => ("rows", n),
@@ -108,8 +108,8 @@ fn logical_dims(shelf: &Shelf, name: &str, groups: u64, group: u64) -> Result<[u
         Told::Columns(columns) => [other, columns],
     };
     if other == 0 || group_of(dims[1]) != group {
-        let cause = format!("its {groups} groups of {group} columns are no matrix of {count} {what}");
-        return Err(shelf.wrong(name, cause));
+        let cause = format!("{name}: {groups} groups of {group} columns are no matrix of {count} {what}");
+        return Err(shelf.unsupported(cause));
     }
     Ok(dims)
 }
