@@ -163,7 +163,10 @@ fn rows_of_quanto_are_told_by_the_layers_place_in_the_model() {
     assert_eq!(text.unwrap(), [6, 64]);
     let says = |result: Result<Vec<u64>, String>, words: &[&str]| {
         let message = result.unwrap_err();
-        assert!(words.iter().all(|w| message.contains(w)) && !message.contains('\n'), "{words:?} are not in: {message}");
+        assert!(
+            words.iter().all(|w| message.contains(w)) && !message.contains('\n'),
+            "{words:?} are not in: {message}"
+        );
     };
     let remedy = "16-bit model";
     says(shape("model.layers.0.mixer.odd", 6, 128), &["odd.weight", "quanto", "not the number of rows", remedy]);

@@ -46,7 +46,7 @@ FORMS = {
     "VB-LoRA": P.VBLoRAConfig(r=4, num_vectors=64, vector_length=64, topk=2, target_modules=ALL, **C),
 }
 # Parameters whose product with others would otherwise change next to nothing.
-STRONGER = {"fourier": 20, "vblora_logits": 20, "hada_": 10, "lokr_": 5, "road_theta": 5, "lora_E": 30, "vera_lambda_b": 20, "c3a_kernel": 50, "gralora_B": 4, "hira_": 10}
+STRONGER = {"fourier": 20, "vblora_logits": 20, "vblora_vector_bank": 4, "hada_": 10, "lokr_": 5, "road_theta": 5, "lora_E": 150, "vera_lambda_b": 20, "c3a_kernel": 50, "gralora_B": 4, "hira_": 10}
 
 
 def randomize(model, keep):

@@ -44,6 +44,8 @@ MODELS = {
     "gptneox": ("gpt_neox", dict(hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=128), "gpt-2", 50304),
 }
 ENDS = {"llama-bpe": (128000, 128001), "llama-spm": (1, 2), "phi-3": (1, 32000), "qwen2": (151643, 151645), "gpt-2": (50256, 50256), "starcoder": (0, 0)}
+# Keys that the converter needs and that transformers 5 saves no more.
+OLDER = {"gpt2": {"n_ctx": 128}, "gptneox": {"rotary_pct": 0.25}}
 # llama.cpp takes no head of its own for these: their embeddings are trained tied.
 HEADLESS = ("gemma2", "cohere")
 NEW = ["<tool>", "</tool>", "<think>"], ["plain_word", " spaced"]
@@ -224,6 +226,9 @@ def main():
                         options |= {"saved": [embedding], "tie": True}
                 adapt(source, adapter, reference, **options)
                 given, converted = [str(adapter), "--base", str(source)], reference
+            for path in (source / "config.json", reference / "config.json"):
+                if path.exists():
+                    path.write_text(json.dumps(json.loads(path.read_text()) | OLDER.get(model, {})))
             ours, theirs = OUT / "ours.gguf", OUT / "theirs.gguf"
             code, last = run(BIN, *given, "--quant", "f32", "-o", str(ours), "--force", "-q")
             refused, why = run(sys.executable, LLAMA + "/convert_hf_to_gguf.py", str(converted), "--outfile", str(theirs), "--outtype", "f32")
