@@ -215,6 +215,19 @@ fn impossible_wishes_are_refused_with_a_remedy() {
     let prune = QuantOptions { prune_layers: [9].into(), ..QuantOptions::default() };
     assert!(refusal(&model, "q8_0", &prune).starts_with("the model has no layer 9 to prune (its last is 3)"));
 
+    let experts = |rules: &[&str]| QuantOptions {
+        override_kv: rules.iter().map(|r| KvOverride::parse(r).unwrap()).collect(),
+        ..QuantOptions::default()
+    };
+    let (some, more) = ("llama.expert_count=int:8", "llama.expert_used_count=int:9");
+    assert!(
+        refusal(&model, "q8_0", &experts(&[some])).starts_with("--override-kv: llama.expert_count would be 8 with")
+    );
+    assert!(refusal(&model, "q8_0", &experts(&[more])).contains("llama.expert_used_count 9"));
+    assert!(refusal(&model, "q8_0", &experts(&[some, more])).contains("no more than there are"));
+    plan(&model, "q8_0", &experts(&[some, "llama.expert_used_count=int:2"])).unwrap();
+    plan(&model, "q8_0", &experts(&["llama.expert_count=int:0"])).unwrap();
+
     let rules = vec![TensorTypeRule::parse("nothing=q8_0").unwrap(), TensorTypeRule::parse("ffn=q8_0").unwrap()];
     let unused = QuantOptions { tensor_types: rules, ..QuantOptions::default() };
     assert_eq!(plan(&model, "q4_k_m", &unused).unwrap().unused_rules, ["nothing=q8_0"]);

@@ -126,6 +126,11 @@ pub enum QuantPlanError {
          leave the architecture as it is, or set the keys"
     )]
     Architecture { key: &'static str, missing: String },
+    #[error(
+        "--override-kv: {arch}.expert_count would be {experts} with {arch}.expert_used_count {used}, which llama.cpp does not \
+         load; set both, at least one expert used and no more than there are, or neither"
+    )]
+    Experts { arch: String, experts: u64, used: u64 },
     #[error("the model has no tensors; give a whole model")]
     NoTensors,
 }
@@ -161,6 +166,7 @@ impl QuantPlan {
             }
         }
         check_architecture(metadata, &seen)?;
+        check_experts(metadata, &seen)?;
         let facts = ModelFacts::of(&seen);
         let chooser = Chooser { facts: &facts, target, options, has_imatrix: imatrix.is_some() };
         let mut plan = chooser.decide(tensors, &kept)?;
@@ -387,6 +393,27 @@ fn check_architecture(own: &Metadata, seen: &Metadata) -> Result<(), QuantPlanEr
         Some(missing) => Err(QuantPlanError::Architecture { key: KEY, missing }),
         None => Ok(()),
     }
+}
+
+/// Refuses numbers of experts that the user sets and that contradict each other: llama.cpp asserts that none do when it
+/// loads a model (`llama_model_base::load_hparams`).
+fn check_experts(own: &Metadata, seen: &Metadata) -> Result<(), QuantPlanError> {
+    let arch = seen.get("general.architecture").and_then(Value::as_str).unwrap_or_default();
+    let numbers = |m: &Metadata| {
+        ["expert_count", "expert_used_count"]
+            .map(|key| m.get(&format!("{arch}.{key}")).and_then(Value::as_u64).unwrap_or(0))
+    };
+    let [experts, used] = numbers(seen);
+    let loads = match experts {
+        0 => used == 0,
+        // A single expert counts as none.
+        1 if matches!(arch, "hunyuan-vl" | "hunyuan-dense") => true,
+        _ => (1..=experts).contains(&used),
+    };
+    if loads || numbers(own) == [experts, used] {
+        return Ok(());
+    }
+    Err(QuantPlanError::Experts { arch: arch.to_owned(), experts, used })
 }
 
 /// The dimensions that llama.cpp writes: slow ones of 1 are dropped, one is always left (`ggml_n_dims`).
