@@ -165,7 +165,7 @@ fn open_folder(request: &Request, folder: &Path, own: Option<&Path>) -> Result<O
         config_file: &folder.join("config.json"),
         tensors: &tensors,
         folder: if origin.is_dir() { &origin } else { folder },
-        tokenizer_folder: files.home().unwrap_or(folder),
+        tokenizer_folder: files.model_folder().or(files.home()).unwrap_or(folder),
         name: None,
     })?;
     adapters.merge_converted(&mut converted, &mut merge)?;

@@ -197,9 +197,10 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         self.runs.clear();
     }
 
-    /// Notes that group `k` of a sub-block falls on `cell` in some tries. The runs of a group come one after another.
+    /// Notes that group `k` of a sub-block falls on `cell` in some of `all` tries. The runs of a group come one after
+    /// another.
     #[inline(always)]
-    pub(super) fn start_run(&mut self, k: usize, lane: usize, cell: usize, tries: Range<usize>) {
+    pub(super) fn start_run(&mut self, k: usize, lane: usize, cell: usize, tries: Range<usize>, all: usize) {
         let l = self.l;
         let (k, lane, from, to) = (k % LANES, lane % LANES, tries.start % TRIES, tries.end);
         let cell = self.grid.at(cell);
@@ -208,8 +209,9 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         let levels = self.grid.packed.get(cell.point as usize).map_or(0, |&levels| Word::from(levels));
         let word = l.splat_i(Word::from(cell.point) | run.mark() | levels << 16);
         let words = &mut self.words[k][lane];
-        for at in (from..to).step_by(LANES) {
-            words[at..][..LANES].copy_from_slice(&l.store_i(word));
+        // Beyond its end as well, where later runs follow: nobody could foresee how far it goes.
+        for v in 0..all.div_ceil(LANES) {
+            words[from + LANES * v..][..LANES].copy_from_slice(&l.store_i(word));
         }
     }
 
@@ -331,12 +333,9 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
     fn choose_run(&mut self, run: Run, near: Near<'_>) {
         let l = self.l;
         let group = run.group();
-        let w = l.wide();
-        let (zero, infinite, lead) = (l.splat(0.0), w.splat(f32::INFINITY), l.splat(self.lead[group]));
+        let (zero, lead) = (l.splat(0.0), l.splat(self.lead[group]));
         let numbers = l.load_i(&[0, 1, 2, 3, 4, 5, 6, 7]);
-        let (two, place_bits) = (w.splat_i(2), l.splat_i(SHORT as i32 - 1));
-        let others = w.splat_i(-(SHORT as i32));
-        let first_places = w.to_bits(l.in_copies(&[f32::from_bits(0), f32::from_bits(1)]));
+        let place_bits = l.splat_i(SHORT as i32 - 1);
         let places = if near.len > SHORT { self.kept.count } else { near.len };
         let list = if near.len > SHORT { &self.kept } else { &self.all };
         let pairs = places.div_ceil(2);
@@ -346,20 +345,7 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             let from = from % TRIES;
             let s = l.load_at(&self.scales[group % LANES][from..]);
             let lead = lead * l.load_at(&self.inverses[group % LANES][from..]);
-            // By try, among candidates of even and of odd place: the least error over the scale, with the place in its
-            // lowest bits, and the least but one. What is no number, or infinite, drops out: also what fills up lists.
-            let s = l.twice(s);
-            let (mut least, mut second, mut place) = (infinite, infinite, first_places);
-            for (a, b) in a.iter().zip(b) {
-                let error = w.to_bits(s * l.in_copies(a) - l.in_copies(b));
-                let error = w.from_bits(error & others | place);
-                second = w.min(w.max(least, error), second);
-                least = w.min(error, least);
-                place = place + two;
-            }
-            let (least, second) = (l.copies(least), l.copies(second));
-            let second = l.min(l.max(least[0], least[1]), l.min(second[0], second[1]));
-            let least = l.min(least[0], least[1]);
+            let (least, second) = self.least_two(s, a, b);
             let place = l.to_bits(least);
             let mut chosen = l.lookup_i(l.load_i(&list.words[0]), place);
             for v in 1..places.min(SHORT).div_ceil(LANES) {
@@ -380,6 +366,44 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             self.unclear[self.unclear_count % RUNS] = Unclear { run, from: from as u8, tries: tries as u8 };
             self.unclear_count += usize::from(tries != 0);
         }
+    }
+
+    /// By try, the least error over the scale of pairs of candidates, with the place in its lowest bits, and the least but
+    /// one. What is no number, or infinite, drops out: also what fills up lists.
+    #[inline(always)]
+    fn least_two(&self, s: L::F32, a: &[[f32; 2]], b: &[[f32; 2]]) -> (L::F32, L::F32) {
+        let (l, w) = (self.l, self.l.wide());
+        // Among candidates of even and of odd place.
+        let (least, second) = if D == 8 {
+            let s = l.twice(s);
+            let (two, others) = (w.splat_i(2), w.splat_i(-(SHORT as i32)));
+            let mut place = w.to_bits(l.in_copies(&[f32::from_bits(0), f32::from_bits(1)]));
+            let (mut least, mut second) = (w.splat(f32::INFINITY), w.splat(f32::INFINITY));
+            for (a, b) in a.iter().zip(b) {
+                let error = w.to_bits(s * l.in_copies(a) - l.in_copies(b));
+                let error = w.from_bits(error & others | place);
+                second = w.min(w.max(least, error), second);
+                least = w.min(error, least);
+                place = place + two;
+            }
+            (l.copies(least), l.copies(second))
+        } else {
+            // Lists are so short that it would not pay to part the copies again.
+            let (two, others) = (l.splat_i(2), l.splat_i(-(SHORT as i32)));
+            let mut place = [l.splat_i(0), l.splat_i(1)];
+            let (mut least, mut second) = ([l.splat(f32::INFINITY); 2], [l.splat(f32::INFINITY); 2]);
+            for (a, b) in a.iter().zip(b) {
+                for i in 0..2 {
+                    let error = l.to_bits(s * l.splat(a[i]) - l.splat(b[i]));
+                    let error = l.from_bits(error & others | place[i]);
+                    second[i] = l.min(l.max(least[i], error), second[i]);
+                    least[i] = l.min(error, least[i]);
+                    place[i] = place[i] + two;
+                }
+            }
+            (least, second)
+        };
+        (l.min(least[0], least[1]), l.min(l.max(least[0], least[1]), l.min(second[0], second[1])))
     }
 
     /// Chooses the points of tries in which no candidate leads by enough, by their exact errors.

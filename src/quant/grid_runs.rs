@@ -8,8 +8,8 @@ use std::ops::Range;
 pub(super) const GROUPS: usize = 64;
 /// Tries of a search, at most.
 pub(super) const TRIES: usize = 32;
-/// Tries with room for a vector from any of them on.
-pub(super) const ROOM: usize = TRIES + LANES;
+/// Tries with room for as many from any of them on.
+pub(super) const ROOM: usize = 2 * TRIES;
 /// Room for the runs that all groups can have, and one that is never looked at.
 pub(super) const RUNS: usize = 2 * TRIES * GROUPS;
 

@@ -72,22 +72,41 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             self.neighbours.doubtful[k] = l.store_i(doubtful);
             for (two, starts) in starts.as_chunks::<2>().0.iter().enumerate() {
                 let mut left = u64::from(starts[0] as u32) | u64::from(starts[1] as u32) << 32;
+                let mut place = left.trailing_zeros() as usize;
                 while left != 0 {
-                    let place = left.trailing_zeros() as usize;
                     left &= left - 1;
-                    let (t, lane) = (place % 32, 2 * two + place / 32);
                     // Up to the next start, or the last try; the highest bit belongs to no try.
                     let next = (left | 1 << 63).trailing_zeros() as usize;
-                    let to = (next - place / 32 * 32).min(self.tries);
-                    self.neighbours.start_run(k, lane, cells[t][lane] as usize, t..to);
+                    let (t, lane) = (place % 32, 2 * two + place / 32);
+                    let to = (next - (place - t)).min(self.tries);
+                    self.neighbours.start_run(k, lane, cells[t][lane] as usize, t..to, self.tries);
+                    place = next;
                 }
             }
         }
     }
 
-    /// The cells of eight groups under half an inverse scale each, and where a magnitude is on the border of its cell.
+    /// The cells of eight groups under half an inverse scale each, and where a magnitude is on the border of its cell if
+    /// that is of interest.
     #[inline(always)]
     fn cell(&self, l: L, magnitude: &[L::F32], half_inverse: L::F32) -> (L::I32, L::Mask) {
+        let zero = l.splat(0.0);
+        if self.grid.has_leaders {
+            let (cell, farthest) = self.cell_and_distance::<true>(l, magnitude, half_inverse);
+            (cell, l.lt(l.splat(0.5 - BORDER), farthest))
+        } else {
+            (self.cell_and_distance::<false>(l, magnitude, half_inverse).0, l.lt(zero, zero))
+        }
+    }
+
+    /// The cells of eight groups, and with `DISTANCE` the largest distance of a magnitude to its level, in levels.
+    #[inline(always)]
+    fn cell_and_distance<const DISTANCE: bool>(
+        &self,
+        l: L,
+        magnitude: &[L::F32],
+        half_inverse: L::F32,
+    ) -> (L::I32, L::F32) {
         let (zero, half) = (l.splat(0.0), l.splat(0.5));
         let (radix, last) = (l.splat(self.grid.radix as f32), l.splat((self.grid.radix - 1) as f32));
         let (mut cell, mut farthest) = (zero, zero);
@@ -95,10 +114,12 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             // Half of `inverse * x - 1`: halves are exact, but for products that the 1 swallows.
             let exact = l.clamp(half_inverse * x - half, zero, last);
             let level = l.nearest(exact);
-            farthest = l.max(farthest, l.abs(exact - level));
+            if DISTANCE {
+                farthest = l.max(farthest, l.abs(exact - level));
+            }
             cell = cell * radix + level;
         }
-        (l.truncate(cell), l.lt(l.splat(0.5 - BORDER), farthest))
+        (l.truncate(cell), farthest)
     }
 
     /// Sums up all tries and keeps the best: its scale and its words.
@@ -232,7 +253,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             while bits != 0 {
                 let lane = bits.trailing_zeros() as usize % LANES;
                 bits &= bits - 1;
-                self.neighbours.start_run(k, lane, cells[lane] as usize, 0..1);
+                self.neighbours.start_run(k, lane, cells[lane] as usize, 0..1, 1);
             }
         }
         let (scale, inverse) = (l.store(scale), l.store(inverse));

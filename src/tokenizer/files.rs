@@ -43,6 +43,13 @@ impl TokenizerFiles {
         self.home.map(|i| self.folders[i].as_path())
     }
 
+    /// The folder whose tokenizer.model goes with the vocabulary: its own, or one of lower priority where a fine-tune was
+    /// saved without it.
+    pub fn model_folder(&self) -> Option<&Path> {
+        let own = self.home.unwrap_or(self.folders.len());
+        self.folders[own..].iter().map(PathBuf::as_path).find(|d| d.join("tokenizer.model").is_file())
+    }
+
     /// A file of the vocabulary: from the tokenizer's own folder only.
     pub(super) fn own(&self, name: &str) -> Option<PathBuf> {
         self.home().map(|d| d.join(name)).filter(|p| p.is_file())
@@ -123,5 +130,26 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_file_comes_from_the_vocabularys_folder_or_a_later_one() {
+        let folders: [tempfile::TempDir; 3] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+        let [first, second, third] = &folders;
+        let files = || TokenizerFiles::new(folders.iter().map(|d| d.path()));
+        assert_eq!(files().model_folder(), None);
+        std::fs::write(second.path().join("tokenizer.json"), "{}").unwrap();
+        assert_eq!(files().model_folder(), None);
+        std::fs::write(third.path().join("tokenizer.model"), "").unwrap();
+        assert_eq!((files().home(), files().model_folder()), (Some(second.path()), Some(third.path())));
+        std::fs::write(second.path().join("tokenizer.model"), "").unwrap();
+        assert_eq!(files().model_folder(), Some(second.path()));
+        std::fs::write(first.path().join("vocab.json"), "{}").unwrap();
+        assert_eq!((files().home(), files().model_folder()), (Some(first.path()), Some(second.path())));
     }
 }

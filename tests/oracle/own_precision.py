@@ -9,10 +9,12 @@ llama.cpp makes of that file. Needs PyPI torch, safetensors, numpy and gguf.
 """
 import filecmp, glob, json, os, random, shutil, subprocess, sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import mixture as M, quantize_options as Q
+here = sys.path.pop(0)  # its scripts have names that packages have too
 import torch
 from safetensors.torch import load_file, save_file
+
+sys.path.append(here)
+import mixture as M, quantize_options as Q
 
 TO_GGUF, WORK, ROUNDS, MODELS = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 QUANTS = ["Q4_K_M", "Q8_0", "Q4_0", "Q6_K", "IQ4_XS", "MXFP4_MOE", "TQ2_0"]
