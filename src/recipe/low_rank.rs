@@ -101,12 +101,14 @@ fn rows(term: Term, map: &RowMap, input: &Recipe, shape: &Shape) -> Result<Term,
     let dims = input.shape.dims();
     let height = dims[dims.len() - 2];
     match map {
-        RowMap::Within { of, take, .. } if *of == height => {
+        RowMap::Within { of, take, .. } if *of == height && *take > 0 => {
             let matrices = count / take;
             let b = term.b.clone().select(map.clone(), count)?;
             Ok(Term { b: b.reshape(stack_shape(matrices, *take, term.rank())?)?, ..term })
         }
-        RowMap::Stride { start, step: 1 } if start.is_multiple_of(height) && count.is_multiple_of(height) => {
+        RowMap::Stride { start, step: 1 }
+            if height > 0 && start.is_multiple_of(height) && count.is_multiple_of(height) =>
+        {
             let (first, matrices) = (start / height, count / height);
             Ok(Term { a: term.a.slice(first, matrices)?, b: term.b.slice(first, matrices)?, ..term })
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Delta, Elementwise, ReadError, Recipe, RowMap, RowSource, Scratch, Term};
+use super::{Delta, Elementwise, NotLowRank, ReadError, Recipe, RowMap, RowSource, Scratch, Term};
 use crate::quant::GgmlType;
 use crate::shape::Shape;
 
@@ -170,6 +170,18 @@ proptest! {
             let want: Vec<f32> = whole(&merged).iter().zip(whole(&plain)).map(|(m, p)| m - p).collect();
             prop_assert_eq!(added(terms, &merged), want);
         }
+    }
+}
+
+#[test]
+fn factors_of_matrices_without_rows_are_no_arrangement() {
+    let product = Product { a: counting(&[1, 2], 1.0), b: counting(&[1, 1], 1.0) };
+    let base = Recipe::constant(Shape::matrix(1, 2), vec![0.0; 2]).unwrap();
+    let none = base.merged(vec![Arc::new(product)]).select(RowMap::Stride { start: 0, step: 2 }, 0).unwrap();
+    let stack = Recipe::stack(vec![none.clone(), none.clone(), none]).unwrap();
+    for (start, len) in [(0, 0), (0, 2), (1, 1)] {
+        let part = stack.clone().slice(start, len).unwrap();
+        assert!(matches!(part.low_rank(), Err(NotLowRank::Arrangement { .. })), "{start} {len}");
     }
 }
 
