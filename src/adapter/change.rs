@@ -219,8 +219,8 @@ impl Change {
                 {
                     return added;
                 }
-                let step = addend.step(base.shape().row_len());
-                in_steps(base, rows, step, values, |rows, values| {
+                let cols = base.shape().row_len();
+                in_steps(cols, rows, addend.step(cols), values, |rows, values| {
                     let mut delta = scratch.take_floats(values.len());
                     let result = addend.rows(rows, &mut delta, scratch).map(|()| {
                         if self.weight != 1.0 {
@@ -236,8 +236,10 @@ impl Change {
                 })
             }
             Effect::Rewrites(rewrite) if self.first && self.weight == 1.0 => {
-                let step = rewrite.step(base.shape().row_len());
-                in_steps(base, rows, step, values, |rows, values| rewrite.measured(base, rows, values, scratch))
+                let cols = base.shape().row_len();
+                in_steps(cols, rows, rewrite.step(cols), values, |rows, values| {
+                    rewrite.measured(base, rows, values, scratch)
+                })
             }
             Effect::Rewrites(rewrite) => {
                 let mut before = scratch.take_floats(values.len());
@@ -345,15 +347,14 @@ impl Delta for Change {
     }
 }
 
-/// Changes `rows` of `base`, whose values are `values`, `step` rows at a time.
-fn in_steps(
-    base: &Recipe,
+/// Changes `rows`, whose values of `cols` elements each are `values`, `step` rows at a time.
+pub(super) fn in_steps(
+    cols: u64,
     rows: Range<u64>,
     step: u64,
     values: &mut [f32],
     mut change: impl FnMut(Range<u64>, &mut [f32]) -> Result<Squares, ReadError>,
 ) -> Result<Squares, ReadError> {
-    let cols = base.shape().row_len();
     let (mut sums, mut start, mut rest) = (Squares::default(), rows.start, values);
     while start < rows.end {
         let end = start.saturating_add(step).min(rows.end);

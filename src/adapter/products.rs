@@ -64,16 +64,13 @@ impl Hadamard {
     /// Adds rows to `values`, a few at a time.
     fn add_to(&self, rows: Range<u64>, values: &mut [f32], scratch: &mut Scratch) -> Result<Squares, ReadError> {
         let cols = values.len() as u64 / (rows.end - rows.start).max(1);
-        let (mut sums, mut start) = (Squares::default(), rows.start);
-        for values in values.chunks_mut((change::step(cols) * cols.max(1)) as usize) {
-            let end = start + values.len() as u64 / cols;
-            let [first, second] = self.products(start..end, values.len(), scratch)?;
-            sums += passes::add_scaled_products(values, &first, &second, self.scale);
+        change::in_steps(cols, rows, change::step(cols), values, |rows, values| {
+            let [first, second] = self.products(rows, values.len(), scratch)?;
+            let sums = passes::add_scaled_products(values, &first, &second, self.scale);
             scratch.give_floats(second);
             scratch.give_floats(first);
-            start = end;
-        }
-        Ok(sums)
+            Ok(sums)
+        })
     }
 }
 
