@@ -6,12 +6,19 @@
 
 use std::sync::OnceLock;
 
+/// What is chosen for a group: the point's number in the low half, its packed levels in the high one.
+pub(super) type Word = i32;
+/// Set where the rounded magnitudes were no point.
+pub(super) const OFF_GRID: Word = 1 << 15;
+/// Set where no candidate led by enough.
+pub(super) const UNCLEAR: Word = 1 << 14;
+/// The point's number.
+pub(super) const POINT: Word = UNCLEAR - 1;
+
 /// A grid of points with `D` coordinates, each a level `l` that stands for `2l + 1` while searching.
 pub(super) struct Codebook<const D: usize> {
     /// Levels that a rounded coordinate can take: 3 where it has two bits, 8 where it has three.
     pub(super) radix: usize,
-    /// Bits of a packed level.
-    pub(super) bits: u32,
     /// What a level stands for in a decoded value.
     pub(super) decode: Vec<i8>,
     /// The levels of every point.
@@ -19,11 +26,11 @@ pub(super) struct Codebook<const D: usize> {
     cells: Vec<Cell>,
     /// Neighbours of all cells, each cell's in ggml's order: by distance, then by number; after them those that are
     /// leaders. Every list is filled up to a multiple of eight with its first entry.
-    neighbours: Vec<u16>,
-    /// The points as they are packed in the table: the first coordinate's level in the lowest bits.
-    pub(super) packed: Vec<u16>,
-    /// `packed` of the entries of `neighbours`.
-    neighbour_levels: Vec<u16>,
+    neighbours: Vec<Word>,
+    /// What is chosen with each point: its number, and above that its levels, the first coordinate's in the lowest bits.
+    pub(super) words: Vec<Word>,
+    /// What the runs of a grid of four dimensions need, by cell.
+    pub(super) heads: Vec<Head>,
     /// Whether leaders are told from other candidates. Where they are hardly fewer, all are leaders.
     pub(super) has_leaders: bool,
 }
@@ -47,6 +54,18 @@ impl Cell {
     }
 }
 
+/// What a run needs to know of its cell, within a line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Head {
+    /// The first eight leaders, or the point alone, and the first one again up to eight.
+    pub(super) words: [Word; 8],
+    /// How many leaders there are; 1 for a point.
+    pub(super) leaders: u8,
+    /// Whether the cell has no point.
+    pub(super) off_grid: bool,
+}
+
 /// What a codebook offers for a rounded vector.
 #[derive(Clone, Copy)]
 pub(super) enum Offer<'a> {
@@ -61,24 +80,31 @@ pub(super) enum Offer<'a> {
 pub(super) struct Near<'a> {
     /// How many there are; never none.
     pub(super) len: usize,
-    /// Their numbers, and the first one again up to a multiple of eight.
-    pub(super) numbers: &'a [[u16; 8]],
-    /// Their packed levels, likewise.
-    pub(super) levels: &'a [[u16; 8]],
+    /// What is chosen with each, and the first one again up to a multiple of eight.
+    pub(super) words: &'a [[Word; 8]],
 }
 
 impl<'a> Near<'a> {
+    /// The number of a candidate.
+    #[inline(always)]
+    pub(super) fn point(&self, place: usize) -> u16 {
+        (self.words.as_flattened()[place] & POINT) as u16
+    }
+
     /// The candidates' numbers.
     #[inline(always)]
-    pub(super) fn points(&self) -> &'a [u16] {
-        &self.numbers.as_flattened()[..self.len]
+    pub(super) fn points(&self) -> impl Iterator<Item = u16> + use<'a> {
+        self.words.as_flattened()[..self.len].iter().map(|word| (word & POINT) as u16)
     }
 }
 
 impl<const D: usize> Codebook<D> {
+    /// Bits of a packed level.
+    pub(super) const BITS: u32 = 16 / D as u32;
+
     /// Decodes a table and finds the neighbours of every cell, and the leaders among them if they are of use.
     fn parse(text: &str, has_leaders: bool) -> Self {
-        let mut bits = 0;
+        let mut bits: u32 = 0;
         let mut distances = 0;
         let mut decode = Vec::new();
         let mut points = Vec::new();
@@ -94,23 +120,25 @@ impl<const D: usize> Codebook<D> {
                 _ => unreachable!("unknown key {key} in a table of this crate"),
             }
         }
-        let packed: Vec<u16> = lines.flat_map(str::split_whitespace).map(number).collect();
-        for point in &packed {
+        for point in lines.flat_map(str::split_whitespace) {
+            let point: u16 = number(point);
             points.push(std::array::from_fn(|i| (point >> (bits * i as u32) & ((1 << bits) - 1)) as u8));
         }
-        let (cells, neighbours, neighbour_levels) = (Vec::new(), Vec::new(), Vec::new());
+        let pack = |levels: &[u8; D]| levels.iter().rev().fold(0, |all, &l| all << Self::BITS | Word::from(l));
         let mut grid = Codebook {
             radix: decode.len(),
-            bits,
             decode,
+            words: points.iter().enumerate().map(|(n, levels)| n as Word | pack(levels) << 16).collect(),
             points,
-            packed,
-            cells,
-            neighbours,
-            neighbour_levels,
+            cells: Vec::new(),
+            neighbours: Vec::new(),
+            heads: Vec::new(),
             has_leaders,
         };
         grid.find_neighbours(distances);
+        if D == 4 {
+            grid.heads = (0..grid.cells.len()).map(|cell| grid.head(cell)).collect();
+        }
         grid
     }
 
@@ -147,7 +175,8 @@ impl<const D: usize> Codebook<D> {
             let mut wanted = distance.iter().min().copied();
             for _ in 0..distances {
                 let Some(d) = wanted else { break };
-                self.neighbours.extend((0..distance.len() as u16).filter(|&n| distance[n as usize] == d));
+                let nearest = (0..distance.len()).filter(|&n| distance[n] == d);
+                self.neighbours.extend(nearest.map(|n| self.words[n] | OFF_GRID));
                 wanted = distance.iter().copied().filter(|&other| other > d).min();
             }
             let end = self.neighbours.len();
@@ -158,7 +187,7 @@ impl<const D: usize> Codebook<D> {
                 let levels = std::array::from_fn(|i| (cell / self.radix.pow(i as u32) % self.radix) as u8);
                 for at in start..end {
                     let n = self.neighbours[at];
-                    if !self.neighbours[first..].iter().any(|&k| self.is_nearer(&levels, k, n)) {
+                    if !self.neighbours[first..].iter().any(|&k| self.is_nearer(&levels, k & POINT, n & POINT)) {
                         self.neighbours.push(n);
                     }
                 }
@@ -167,11 +196,20 @@ impl<const D: usize> Codebook<D> {
             }
             self.cells.push(Cell { start: start as u32, len: (end - start) as u16, point: leaders as u16 });
         }
-        self.neighbour_levels = self.neighbours.iter().map(|&n| self.packed[n as usize]).collect();
+    }
+
+    fn head(&self, cell: usize) -> Head {
+        match self.offer(cell) {
+            Offer::Point(n) => Head { words: [self.words[n as usize]; 8], leaders: 1, off_grid: false },
+            Offer::Near(_) => {
+                let leaders = self.leaders(self.at(cell));
+                Head { words: leaders.words[0], leaders: leaders.len.min(255) as u8, off_grid: true }
+            }
+        }
     }
 
     /// Whether each coordinate of point `k` is that of point `n`, or lies between it and the cell's.
-    fn is_nearer(&self, cell: &[u8; D], k: u16, n: u16) -> bool {
+    fn is_nearer(&self, cell: &[u8; D], k: Word, n: Word) -> bool {
         let (k, n) = (self.points[k as usize], self.points[n as usize]);
         (0..D).all(|i| k[i] == n[i] || (cell[i] <= k[i] && k[i] < n[i]) || (n[i] < k[i] && k[i] <= cell[i]))
     }
@@ -211,8 +249,7 @@ impl<const D: usize> Codebook<D> {
     #[inline(always)]
     fn list(&self, start: usize, len: usize) -> Near<'_> {
         let vectors = len.div_ceil(8);
-        let numbers = &self.neighbours[start..].as_chunks().0[..vectors];
-        Near { len, numbers, levels: &self.neighbour_levels[start..].as_chunks().0[..vectors] }
+        Near { len, words: &self.neighbours[start..].as_chunks().0[..vectors] }
     }
 
     /// The decoded values of a point.
@@ -300,7 +337,7 @@ mod tests {
                     Offer::Point(n) => hash.update((-1i32 - i32::from(n)).to_le_bytes()),
                     Offer::Near(near) => {
                         hash.update((near.len as i32).to_le_bytes());
-                        lists.extend(near.points().iter().flat_map(|n| n.to_le_bytes()));
+                        lists.extend(near.points().flat_map(u16::to_le_bytes));
                     }
                 }
             }
@@ -347,8 +384,8 @@ mod tests {
                         sum + w[i] * diff * diff
                     })
                 };
-                let best = near.points().iter().copied().reduce(|a, b| if error(b) < error(a) { b } else { a });
-                assert!(leaders.points().contains(&best.unwrap()), "{levels:?} {x:?} {w:?}");
+                let best = near.points().reduce(|a, b| if error(b) < error(a) { b } else { a });
+                assert!(leaders.points().any(|n| Some(n) == best), "{levels:?} {x:?} {w:?}");
             }
             assert_eq!(left_out > 0, grid.has_leaders);
         }

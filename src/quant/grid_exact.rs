@@ -1,7 +1,7 @@
 //! ggml's own comparison of a group's candidates, for where nothing quicker decides.
 
-use super::codebook::Near;
-use super::lanes::Lanes;
+use super::codebook::Word;
+use super::lanes::{LANES, Lanes, Vector};
 
 /// Vectors in the longest list of neighbours of any codebook.
 pub(super) const LONGEST: usize = 64;
@@ -11,7 +11,7 @@ pub(super) const LONGEST: usize = 64;
 #[inline(always)]
 pub(super) fn nearest_exactly<L: Lanes, const D: usize>(
     l: L,
-    near: Near<'_>,
+    candidates: &[[Word; LANES]],
     q: L::F32,
     x: &[f32; D],
     weight: &[f32; D],
@@ -25,9 +25,9 @@ pub(super) fn nearest_exactly<L: Lanes, const D: usize>(
         terms[i] = l.splat(weight[i]) * diff * diff;
     }
     let mut least = l.splat(f32::MAX);
-    for (error, levels) in errors.iter_mut().zip(near.levels) {
+    for (error, words) in errors.iter_mut().zip(candidates) {
         let mut sum = l.splat(0.0);
-        let mut index = l.load_u16(levels);
+        let mut index = l.shr::<16>(l.load_i(words));
         for &terms in &terms {
             sum = sum + l.lookup(terms, index);
             index = next_level::<L, D>(l, index);
@@ -36,10 +36,10 @@ pub(super) fn nearest_exactly<L: Lanes, const D: usize>(
         least = l.min(sum, least);
     }
     let least = l.least(least);
-    for (v, &error) in errors[..near.levels.len()].iter().enumerate() {
+    for (v, &error) in errors[..candidates.len()].iter().enumerate() {
         let bits = l.bits(l.eq(error, least) & l.lt(error, l.splat(f32::MAX)));
         if bits != 0 {
-            return 8 * v + bits.trailing_zeros() as usize;
+            return LANES * v + bits.trailing_zeros() as usize;
         }
     }
     0
@@ -47,8 +47,8 @@ pub(super) fn nearest_exactly<L: Lanes, const D: usize>(
 
 /// Brings the next coordinate's level to the lowest bits.
 #[inline(always)]
-pub(super) fn next_level<L: Lanes, const D: usize>(l: L, index: L::I32) -> L::I32 {
-    if D == 8 { l.shr::<2>(index) } else { l.shr::<3>(index) }
+pub(super) fn next_level<V: Vector, const D: usize>(v: V, index: V::I32) -> V::I32 {
+    if D == 8 { v.shr::<2>(index) } else { v.shr::<4>(index) }
 }
 
 #[cfg(test)]
@@ -62,7 +62,7 @@ mod tests {
             let cells = 0..grid.radix.pow(D as u32);
             let len = |cell| match grid.offer(cell) {
                 Offer::Point(_) => 0,
-                Offer::Near(near) => near.levels.len(),
+                Offer::Near(near) => near.words.len(),
             };
             cells.map(len).max().unwrap_or(0)
         }

@@ -5,7 +5,7 @@
 //! per eight weights of a row: importance, signs, magnitudes
 //! from here on, a lane is a sub-block:
 //! every try rounds every magnitude; a group's cells that differ from those of the try before start a run
-//! the nearest neighbours of all runs (grid_nearest.rs)
+//! the nearest neighbours of all runs (grid_nearest.rs; grid_ends.rs for those with few)
 //! the best try; some groups again, with its scale; the last sums (grid_tries.rs)
 //! ```
 //!
@@ -13,9 +13,9 @@
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 
 use super::Rows;
-use super::codebook::Codebook;
+use super::codebook::{Codebook, POINT};
 use super::grid_nearest::Neighbours;
-use super::grid_runs::{POINT, TRIES};
+use super::grid_runs::TRIES;
 use super::grid_search::{Coded, GridType, Plain, Rule, Search, Start, encode};
 use super::grid_tries::{Columns, Tries, WRAPS, usable};
 use super::lane_search::make_qp_quants;
@@ -99,7 +99,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         let mut q = [0.0; LANES];
         for (i, q) in q.iter_mut().enumerate() {
             // Packed levels of two bits are looked up with a third, which belongs to the next coordinate.
-            *q = (2 * (i % (1 << grid.bits)) + 1) as f32;
+            *q = (2 * (i % (1 << Codebook::<D>::BITS)) + 1) as f32;
         }
         let q = l.load(&q);
         let tries = 2 * rule.half_tries as usize + 1;

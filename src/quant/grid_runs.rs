@@ -1,6 +1,6 @@
-//! Runs: neighbouring tries of a group that share a cell, sorted by the length of the cell's list of neighbours.
+//! Runs: neighbouring tries of a group that share a cell.
 
-use super::codebook::Cell;
+use super::codebook::Word;
 use super::lanes::LANES;
 use std::ops::Range;
 
@@ -11,18 +11,7 @@ pub(super) const TRIES: usize = 32;
 /// Tries with room for as many from any of them on.
 pub(super) const ROOM: usize = 2 * TRIES;
 /// Room for the runs that all groups can have, and one that is never looked at.
-pub(super) const RUNS: usize = 2 * TRIES * GROUPS;
-
-/// What is chosen for a group: the point's number in the low half, its packed levels in the high one.
-pub(super) type Word = i32;
-/// Set where the rounded magnitudes were no point.
-pub(super) const OFF_GRID: Word = 1 << 15;
-/// Set where no candidate led by enough.
-pub(super) const UNCLEAR: Word = 1 << 14;
-/// Set in every other run of a group.
-const ODD: Word = 1 << 13;
-/// The point's number.
-pub(super) const POINT: Word = ODD - 1;
+pub(super) const RUNS: usize = TRIES * GROUPS;
 
 /// Words by group of the sub-block, and sub-block.
 pub(super) type Words = [[Word; LANES]; LANES];
@@ -30,17 +19,26 @@ pub(super) type Words = [[Word; LANES]; LANES];
 /// Neighbouring tries of a group that share a cell.
 #[derive(Clone, Copy)]
 pub(super) struct Run {
-    pub(super) cell: Cell,
+    cell: u16,
     group: u8,
     from: u8,
     to: u8,
-    odd: bool,
 }
 
 impl Run {
     /// A run without tries, for room.
-    pub(super) fn none(cell: Cell) -> Run {
-        Run { cell, group: 0, from: 0, to: 0, odd: false }
+    pub(super) const NONE: Run = Run { cell: 0, group: 0, from: 0, to: 0 };
+
+    /// A group that falls on a cell in some tries.
+    #[inline(always)]
+    pub(super) fn new(cell: usize, group: usize, tries: Range<usize>) -> Run {
+        Run { cell: cell as u16, group: group as u8, from: tries.start as u8, to: tries.end as u8 }
+    }
+
+    /// The number of the cell.
+    #[inline(always)]
+    pub(super) fn cell(self) -> usize {
+        self.cell as usize
     }
 
     /// `LANES` times the group within its sub-block, plus the sub-block.
@@ -61,14 +59,20 @@ impl Run {
         self.to as usize
     }
 
-    /// What its words have that those of the runs before and after it have not, or the other way round.
+    /// The last try.
     #[inline(always)]
-    pub(super) fn mark(self) -> Word {
-        if self.odd { ODD } else { 0 }
+    pub(super) fn last(self) -> usize {
+        (self.to as usize - 1) % TRIES
+    }
+
+    /// A bit for each try after the first.
+    #[inline(always)]
+    pub(super) fn tries(self) -> u32 {
+        ((1u64 << (self.to - self.from)) - 1) as u32
     }
 }
 
-/// The runs at hand.
+/// The runs at hand, in their order, and some of them by the length of a list.
 pub(super) struct Runs {
     runs: Box<[Run; RUNS]>,
     /// The number of the next one; 0 is none.
@@ -82,9 +86,9 @@ impl Runs {
     /// Lengths that are told apart: 0, 1 ... and one less than this or more.
     pub(super) const LENGTHS: usize = 64;
 
-    /// No runs; the cell is any.
-    pub(super) fn new(cell: Cell) -> Self {
-        Runs { runs: boxed(Run::none(cell)), count: 1, of_length: [0; Runs::LENGTHS], before: boxed(0) }
+    /// No runs.
+    pub(super) fn new() -> Self {
+        Runs { runs: boxed(Run::NONE), count: 1, of_length: [0; Runs::LENGTHS], before: boxed(0) }
     }
 
     /// Forgets all runs.
@@ -94,30 +98,43 @@ impl Runs {
         self.of_length = [0; Runs::LENGTHS];
     }
 
-    /// Starts the run of a group over some tries. The runs of a group come one after another.
+    /// Adds the run of a group over some tries.
     #[inline(always)]
-    pub(super) fn start(&mut self, cell: Cell, group: usize, tries: Range<usize>) -> Run {
-        let odd = self.count % 2 == 1;
-        let run = Run { cell, group: group as u8, from: tries.start as u8, to: tries.end as u8, odd };
-        self.runs[self.count % RUNS] = run;
-        let length = cell.leaders().div_ceil(2).min(Runs::LENGTHS - 1);
-        self.before[self.count % RUNS] = self.of_length[length];
-        self.of_length[length] = self.count as u16;
+    pub(super) fn push(&mut self, cell: usize, group: usize, tries: Range<usize>) {
+        self.runs[self.count % RUNS] = Run::new(cell, group, tries);
         self.count += 1;
-        run
     }
 
-    /// The number of the first run of a length in their order.
+    /// The numbers of all runs.
     #[inline(always)]
-    pub(super) fn first(&self, length: usize) -> usize {
+    pub(super) fn numbers(&self) -> Range<usize> {
+        1..self.count
+    }
+
+    /// The run of a number.
+    #[inline(always)]
+    pub(super) fn get(&self, number: usize) -> Run {
+        self.runs[number % RUNS]
+    }
+
+    /// Puts a run among those of a length.
+    #[inline(always)]
+    pub(super) fn sort_in(&mut self, number: usize, length: usize) {
+        let last = &mut self.of_length[length.min(Runs::LENGTHS - 1)];
+        self.before[number % RUNS] = *last;
+        *last = number as u16;
+    }
+
+    /// The number of the last run that was put among those of a length; 0 is none.
+    #[inline(always)]
+    pub(super) fn last(&self, length: usize) -> usize {
         self.of_length[length] as usize
     }
 
-    /// The run of a number, and the number of the next one of its length.
+    /// The number of the run before, of the same length; 0 is none.
     #[inline(always)]
-    pub(super) fn at(&self, number: usize) -> Option<(Run, usize)> {
-        let place = number % RUNS;
-        (place != 0).then_some((self.runs[place], self.before[place] as usize))
+    pub(super) fn before(&self, number: usize) -> usize {
+        self.before[number % RUNS] as usize
     }
 }
 

@@ -14,7 +14,7 @@
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
-use super::codebook::{Codebook, Offer};
+use super::codebook::{Codebook, Near, Offer};
 use super::search::{c_max, make_qp_quants, nearest_int, sum_of_squares};
 
 /// Which groups are chosen again with the found scale.
@@ -250,15 +250,15 @@ impl<const D: usize> Codebook<D> {
     fn choose(&self, magnitude: &[f32], root: &[f32], inverse: f32, scale: f32) -> (u16, bool) {
         match self.offer(self.cell(&std::array::from_fn(|i| level(magnitude[i], inverse, self.radix)))) {
             Offer::Point(n) => (n, true),
-            Offer::Near(candidates) => (self.nearest(candidates.points(), magnitude, root, scale), false),
+            Offer::Near(candidates) => (self.nearest(candidates, magnitude, root, scale), false),
         }
     }
 
     /// `iq2_find_best_neighbour`, `iq3_find_best_neighbour`. Where no error is a number (infinite weights), ggml aborts;
     /// this takes the first candidate.
-    fn nearest(&self, candidates: &[u16], magnitude: &[f32], root: &[f32], scale: f32) -> u16 {
-        let (mut best, mut least) = (candidates[0], f32::MAX);
-        for &n in candidates {
+    fn nearest(&self, candidates: Near<'_>, magnitude: &[f32], root: &[f32], scale: f32) -> u16 {
+        let (mut best, mut least) = (candidates.point(0), f32::MAX);
+        for n in candidates.points() {
             let error = self.points[n as usize].iter().zip(magnitude).zip(root).fold(0.0, |sum, ((&l, &x), &w)| {
                 let diff = scale * f32::from(2 * l + 1) - x;
                 sum + w * diff * diff

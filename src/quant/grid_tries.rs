@@ -7,12 +7,13 @@
 //! ```
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 
+use super::codebook::{OFF_GRID, UNCLEAR};
 use super::grid_exact::next_level;
 use super::grid_lanes::GridSearch;
 use super::grid_nearest::BORDER;
-use super::grid_runs::{OFF_GRID, TRIES, UNCLEAR, Word, Words};
+use super::grid_runs::{TRIES, Words};
 use super::grid_search::Again;
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, Vector};
 
 /// Beyond this, rounding to a level would wrap.
 pub(super) const WRAPS: f32 = 2e6;
@@ -48,8 +49,8 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
     /// Rounds every magnitude in every try and notes the runs of equal cells, for the sound sub-blocks.
     #[inline(always)]
     pub(super) fn start_runs(&mut self, l: L, columns: &Columns<L, N>, tries: &Tries<L>, sound: L::Mask) {
-        let sound = l.ones(sound);
-        self.neighbours.clear();
+        let sound = l.ones(sound) & l.splat_i(((1u64 << self.tries) - 1) as i32);
+        self.neighbours.clear(self.tries);
         for k in 0..Self::GROUPS {
             let magnitude = &columns.magnitude[D * k..][..D];
             let mut root = [l.splat(0.0); D];
@@ -58,18 +59,13 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             }
             self.neighbours.set_group(k, magnitude, &root, tries.scale[0]);
             let mut cells = [[0; LANES]; TRIES];
-            // A bit for each try whose cell is not that of the try before.
-            let (mut starts, mut before) = (l.splat_i(0), l.splat_i(-1));
-            let mut doubtful = l.splat_i(0);
-            for t in 0..self.tries {
-                let (cell, on_border) = self.cell(l, magnitude, tries.half_inverse[t]);
-                doubtful = l.select_i(on_border, doubtful | l.splat_i(1 << t), doubtful);
-                starts = l.select_i(l.eq_i(cell, before), starts, starts | l.splat_i(1 << t));
-                cells[t] = l.store_i(cell);
-                before = cell;
-            }
-            let starts = l.store_i(starts & sound);
-            self.neighbours.doubtful[k] = l.store_i(doubtful);
+            let (starts, doubtful) = if self.grid.has_leaders {
+                self.round::<true>(l, magnitude, tries, &mut cells)
+            } else {
+                self.round::<false>(l, magnitude, tries, &mut cells)
+            };
+            let (starts, doubtful) = (l.store_i(starts & sound), l.store_i(doubtful & sound));
+            self.neighbours.starts[k] = starts;
             for (two, starts) in starts.as_chunks::<2>().0.iter().enumerate() {
                 let mut left = u64::from(starts[0] as u32) | u64::from(starts[1] as u32) << 32;
                 let mut place = left.trailing_zeros() as usize;
@@ -79,47 +75,79 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
                     let next = (left | 1 << 63).trailing_zeros() as usize;
                     let (t, lane) = (place % 32, 2 * two + place / 32);
                     let to = (next - (place - t)).min(self.tries);
-                    self.neighbours.start_run(k, lane, cells[t][lane] as usize, t..to, self.tries);
+                    self.neighbours.runs.push(cells[t][lane] as usize, LANES * k + lane, t..to);
                     place = next;
                 }
             }
+            for (lane, mut doubtful) in doubtful.into_iter().enumerate() {
+                while doubtful != 0 {
+                    let t = doubtful.trailing_zeros() as usize % TRIES;
+                    doubtful &= doubtful - 1;
+                    self.neighbours.doubt(cells[t][lane] as usize, LANES * k + lane, t);
+                }
+            }
         }
+        let last = tries.half_inverse[self.tries - 1];
+        self.neighbours.set_leads(last + last);
     }
 
-    /// The cells of eight groups under half an inverse scale each, and where a magnitude is on the border of its cell if
-    /// that is of interest.
+    /// The cells of eight groups in every try, two tries at a time. A bit for each try whose cell is not that of the try
+    /// before, and with `BORDERS` for each in which a magnitude is on the border of its cell.
     #[inline(always)]
-    fn cell(&self, l: L, magnitude: &[L::F32], half_inverse: L::F32) -> (L::I32, L::Mask) {
-        let zero = l.splat(0.0);
-        if self.grid.has_leaders {
-            let (cell, farthest) = self.cell_and_distance::<true>(l, magnitude, half_inverse);
-            (cell, l.lt(l.splat(0.5 - BORDER), farthest))
-        } else {
-            (self.cell_and_distance::<false>(l, magnitude, half_inverse).0, l.lt(zero, zero))
-        }
-    }
-
-    /// The cells of eight groups, and with `DISTANCE` the largest distance of a magnitude to its level, in levels.
-    #[inline(always)]
-    fn cell_and_distance<const DISTANCE: bool>(
+    fn round<const BORDERS: bool>(
         &self,
         l: L,
         magnitude: &[L::F32],
-        half_inverse: L::F32,
-    ) -> (L::I32, L::F32) {
-        let (zero, half) = (l.splat(0.0), l.splat(0.5));
-        let (radix, last) = (l.splat(self.grid.radix as f32), l.splat((self.grid.radix - 1) as f32));
+        tries: &Tries<L>,
+        cells: &mut [[i32; LANES]; TRIES],
+    ) -> (L::I32, L::I32) {
+        let w = l.wide();
+        let mut twice = [w.splat(0.0); D];
+        for i in 0..D {
+            twice[i] = l.join([magnitude[i]; 2]);
+        }
+        let mut tried = w.to_bits(l.join([l.from_bits(l.splat_i(1)), l.from_bits(l.splat_i(2))]));
+        let (mut starts, mut doubtful) = (w.splat_i(0), w.splat_i(0));
+        let mut before = l.from_bits(l.splat_i(-1));
+        let halves = tries.half_inverse.as_chunks::<2>().0;
+        for (&half_inverse, cells) in halves[..self.tries.div_ceil(2)].iter().zip(cells.as_chunks_mut::<2>().0) {
+            let (cell, farthest) = self.cell::<L::Wide, BORDERS>(w, &twice, l.join(half_inverse));
+            if BORDERS {
+                doubtful = w.select_i(w.lt(w.splat(0.5 - BORDER), farthest), doubtful | tried, doubtful);
+            }
+            let two = l.split(w.from_bits(cell));
+            let both = w.to_bits(l.join([before, two[0]]));
+            starts = w.select_i(w.eq_i(cell, both), starts, starts | tried);
+            *cells = [l.store_i(l.to_bits(two[0])), l.store_i(l.to_bits(two[1]))];
+            before = two[1];
+            tried = w.shl::<2>(tried);
+        }
+        let [starts, others] = l.split(w.from_bits(starts));
+        let [doubtful, more] = l.split(w.from_bits(doubtful));
+        (l.to_bits(starts) | l.to_bits(others), l.to_bits(doubtful) | l.to_bits(more))
+    }
+
+    /// The cells of groups, and with `BORDERS` the largest distance of a magnitude to its level, in levels.
+    #[inline(always)]
+    fn cell<V: Vector, const BORDERS: bool>(
+        &self,
+        v: V,
+        magnitude: &[V::F32; D],
+        half_inverse: V::F32,
+    ) -> (V::I32, V::F32) {
+        let (zero, half) = (v.splat(0.0), v.splat(0.5));
+        let (radix, last) = (v.splat(self.grid.radix as f32), v.splat((self.grid.radix - 1) as f32));
         let (mut cell, mut farthest) = (zero, zero);
         for &x in magnitude.iter().rev() {
             // Half of `inverse * x - 1`: halves are exact, but for products that the 1 swallows.
-            let exact = l.clamp(half_inverse * x - half, zero, last);
-            let level = l.nearest(exact);
-            if DISTANCE {
-                farthest = l.max(farthest, l.abs(exact - level));
+            let exact = v.clamp(half_inverse * x - half, zero, last);
+            let level = v.nearest(exact);
+            if BORDERS {
+                farthest = v.max(farthest, v.abs(exact - level));
             }
             cell = cell * radix + level;
         }
-        (l.truncate(cell), farthest)
+        (v.truncate(cell), farthest)
     }
 
     /// Sums up all tries and keeps the best: its scale and its words.
@@ -154,7 +182,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             }
         }
         let off = if self.rule.again == Again::AllIfOffGrid { OFF_GRID } else { 0 };
-        let mut words = [[off | Word::from(self.grid.packed[0]) << 16; LANES]; LANES];
+        let mut words = [[off | self.grid.words[0]; LANES]; LANES];
         for (lane, t) in l.store_i(best_try).into_iter().enumerate() {
             if t >= 0 {
                 for k in 0..Self::GROUPS {
@@ -226,7 +254,8 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         let (none, all) = (l.splat_i(0), l.splat_i(self.tries as i32));
         let between = l.eq_i(before, larger) & l.lt_i(none, before) & l.lt_i(before, all);
         let before = l.store_i(before - l.splat_i(1));
-        self.neighbours.clear();
+        self.neighbours.clear(1);
+        self.neighbours.set_leads(inverse);
         let mut again = Rechosen { wanted, groups: [l.lt(zero, zero); LANES] };
         for k in 0..Self::GROUPS {
             let mut chosen = wanted;
@@ -234,26 +263,34 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
                 chosen = chosen & off_grid[k];
             }
             // Between two tries of a run with the same word, nothing else can be chosen.
-            let (mut left, mut right) = ([0; LANES], [0; LANES]);
+            let (mut left, mut right, mut start) = ([0; LANES], [0; LANES], [0; LANES]);
             for lane in 0..LANES {
                 let words = &self.neighbours.words[k][lane][before[lane] as usize % TRIES..];
                 (left[lane], right[lane]) = (words[0], words[1]);
+                start[lane] = self.neighbours.starts[k][lane] >> ((before[lane] + 1) % TRIES as i32) & 1;
             }
-            let (left, right) = (l.load_i(&left), l.load_i(&right));
-            let same = l.eq_i(left, right) & l.eq_i(left & l.splat_i(UNCLEAR), l.splat_i(0)) & between;
+            let (left, right, start) = (l.load_i(&left), l.load_i(&right), l.load_i(&start));
+            let unclear = left & l.splat_i(UNCLEAR);
+            let same = l.eq_i(left, right) & l.eq_i(unclear | start, l.splat_i(0)) & between;
             words[k] = l.store_i(l.select_i(chosen & same, left, l.load_i(&words[k])));
             again.groups[k] = chosen & !same;
             let mut bits = l.bits(again.groups[k]) & 0xff;
             if bits == 0 {
                 continue;
             }
-            let (cells, on_border) = self.cell(l, &columns.magnitude[D * k..][..D], half_inverse);
+            let mut magnitude = [zero; D];
+            magnitude.copy_from_slice(&columns.magnitude[D * k..][..D]);
+            let (cells, farthest) = self.cell::<L, true>(l, &magnitude, half_inverse);
+            let on_border = l.bits(l.lt(l.splat(0.5 - BORDER), farthest));
+            let doubtful = if self.grid.has_leaders { on_border } else { 0 };
             let cells = l.store_i(cells);
-            self.neighbours.doubtful[k] = l.store_i(l.ones(on_border));
             while bits != 0 {
                 let lane = bits.trailing_zeros() as usize % LANES;
                 bits &= bits - 1;
-                self.neighbours.start_run(k, lane, cells[lane] as usize, 0..1, 1);
+                self.neighbours.runs.push(cells[lane] as usize, LANES * k + lane, 0..1);
+                if doubtful >> lane & 1 == 1 {
+                    self.neighbours.doubt(cells[lane] as usize, LANES * k + lane, 0);
+                }
             }
         }
         let (scale, inverse) = (l.store(scale), l.store(inverse));

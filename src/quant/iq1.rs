@@ -19,7 +19,7 @@
 #![allow(clippy::needless_range_loop)] // one index into several arrays
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // NaN goes the other way
 
-use super::codebook::{self, Offer};
+use super::codebook::{self, Near, Offer};
 use super::grid_search::{Plain, importance};
 use super::plain::{f16_at, f16_bits, put_f16};
 use super::search::{c_max, nearest_int, sum_of_squares};
@@ -200,10 +200,10 @@ fn split_m(x: &[f32], weight: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
 }
 
 /// `iq1_find_best_neighbour2`. Where no error is a number, ggml aborts; this takes the first candidate.
-fn nearest(candidates: &[u16], x: &[f32], weight: &[f32], scale: f32, values: &[f32; 3]) -> u16 {
+fn nearest(candidates: Near<'_>, x: &[f32], weight: &[f32], scale: f32, values: &[f32; 3]) -> u16 {
     let grid = codebook::iq1();
-    let (mut best, mut least) = (candidates[0], f32::MAX);
-    for &n in candidates {
+    let (mut best, mut least) = (candidates.point(0), f32::MAX);
+    for n in candidates.points() {
         let error = grid.points[n as usize].iter().zip(x).zip(weight).fold(0.0, |sum, ((&l, &x), &w)| {
             let diff = scale * values[l as usize] - x;
             sum + w * diff * diff
@@ -239,7 +239,7 @@ pub(super) fn code<const N: usize, T: Iq1<N>>(x: &[f32], weight: &[f32; N]) -> C
             Offer::Point(n) => n,
             Offer::Near(near) => {
                 all_on_grid = false;
-                nearest(near.points(), &x[8 * k..][..8], &weight[8 * k..][..8], scale, T::values(shift, k))
+                nearest(near, &x[8 * k..][..8], &weight[8 * k..][..8], scale, T::values(shift, k))
             }
         };
     }

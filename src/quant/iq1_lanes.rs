@@ -228,8 +228,8 @@ impl<L: Lanes> Coder<L> {
                 let (x, weight) = (eights[b].x[i].as_chunks().0, eights[b].weight[i].as_chunks().0);
                 let near = self.grid.near(self.cell(codes, k, i));
                 let place = self.nearest(near, &x[k], &weight[k], codes.scale[i], T::values(codes.shift[i], k));
-                found[at[b]][i].points[k] = near.numbers.as_flattened()[place];
-                codes.packed[k][i] = i32::from(near.levels.as_flattened()[place]);
+                found[at[b]][i].points[k] = near.point(place);
+                codes.packed[k][i] = near.words.as_flattened()[place] >> 16;
                 codes.off_grid[i] = -1;
             }
         }
@@ -251,7 +251,7 @@ impl<L: Lanes> Coder<L> {
             for i in 0..LANES {
                 let (cell, coded) = (self.cell(codes, k, i), codes.coded[i]);
                 groups.note(first + LANES * k + i, if coded { cell.len as usize } else { 0 });
-                codes.packed[k][i] = i32::from(self.grid.packed[cell.point as usize]);
+                codes.packed[k][i] = self.grid.words[cell.point as usize] >> 16;
                 found[i].points[k] = if coded { cell.point } else { found[i].points[k] };
             }
         }
@@ -322,8 +322,8 @@ impl<L: Lanes> Coder<L> {
             terms[i] = l.splat(weight[i]) * diff * diff;
         }
         let (mut least, mut place) = (l.splat(f32::MAX), l.splat_i(0));
-        for (v, levels) in near.levels.iter().enumerate() {
-            let mut index = l.load_u16(levels);
+        for (v, words) in near.words.iter().enumerate() {
+            let mut index = l.shr::<16>(l.load_i(words));
             let mut error = l.splat(0.0);
             for &terms in &terms {
                 error = error + l.lookup(terms, index);

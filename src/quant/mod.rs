@@ -20,6 +20,7 @@
 mod codebook;
 mod filetype;
 mod fp4;
+mod grid_ends;
 mod grid_exact;
 mod grid_lanes;
 mod grid_nearest;

@@ -107,6 +107,18 @@ impl Vector for Avx2 {
         fn nearest(v: F32) -> F32 = F32(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v.0));
         fn bits(mask: Mask) -> u32 = _mm256_movemask_ps(mask.0) as u32;
     }
+
+    #[inline(always)]
+    fn shl<const N: i32>(self, v: I32) -> I32 {
+        // SAFETY: the token.
+        I32(unsafe { _mm256_slli_epi32::<N>(v.0) })
+    }
+
+    #[inline(always)]
+    fn shr<const N: i32>(self, v: I32) -> I32 {
+        // SAFETY: the token.
+        I32(unsafe { _mm256_srli_epi32::<N>(v.0) })
+    }
 }
 
 impl Lanes for Avx2 {
@@ -121,7 +133,6 @@ impl Lanes for Avx2 {
         fn f16_bits(v: F32) -> I32 =
             I32(_mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0)));
         fn load_i(v: &[i32; LANES]) -> I32 = I32(_mm256_loadu_si256(v.as_ptr().cast()));
-        fn load_u16(v: &[u16; LANES]) -> I32 = I32(_mm256_cvtepu16_epi32(_mm_loadu_si128(v.as_ptr().cast())));
         fn load_u8(v: &[u8; LANES]) -> I32 = I32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(v.as_ptr().cast())));
         fn lookup(table: F32, index: I32) -> F32 = F32(_mm256_permutevar8x32_ps(table.0, index.0));
         fn lookup_16(table: [F32; 2], index: I32) -> F32 = F32(_mm256_blendv_ps(
@@ -188,18 +199,6 @@ impl Lanes for Avx2 {
             let (a, b) = (_mm256_castsi256_si128(v.0), _mm256_extracti128_si256::<1>(v.0));
             F32(_mm256_cvtph_ps(_mm_packus_epi32(a, b)))
         }
-    }
-
-    #[inline(always)]
-    fn shl<const N: i32>(self, v: I32) -> I32 {
-        // SAFETY: the token.
-        I32(unsafe { _mm256_slli_epi32::<N>(v.0) })
-    }
-
-    #[inline(always)]
-    fn shr<const N: i32>(self, v: I32) -> I32 {
-        // SAFETY: the token.
-        I32(unsafe { _mm256_srli_epi32::<N>(v.0) })
     }
 
     #[inline(always)]

@@ -119,6 +119,8 @@ impl Vector for Avx512 {
         fn from_bits(v: Self::I32) -> Self::F32;
         fn min_i(a: Self::I32, b: Self::I32) -> Self::I32;
         fn max_i(a: Self::I32, b: Self::I32) -> Self::I32;
+        fn shl<const N: i32>(v: Self::I32) -> Self::I32;
+        fn shr<const N: i32>(v: Self::I32) -> Self::I32;
     }
 }
 
@@ -140,6 +142,16 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn split(self, v: zmm::F32) -> [Self::F32; 2] {
         zmm::split(v).map(avx2::F32)
+    }
+
+    #[inline(always)]
+    fn least_of_halves(self, v: zmm::F32) -> zmm::F32 {
+        zmm::least_of_halves(v)
+    }
+
+    #[inline(always)]
+    fn lookup_halves(self, table: zmm::F32, index: zmm::I32) -> zmm::F32 {
+        zmm::lookup(table, index)
     }
 
     #[inline(always)]
@@ -178,11 +190,8 @@ impl Lanes for Avx512 {
         fn load_i(v: &[i32; LANES]) -> Self::I32;
         fn store_i(v: Self::I32) -> [i32; LANES];
         fn load_u8(v: &[u8; LANES]) -> Self::I32;
-        fn load_u16(v: &[u16; LANES]) -> Self::I32;
         fn store_u8(v: Self::I32) -> [u8; LANES];
         fn store_u8x32(v: [Self::I32; 4]) -> [u8; 32];
-        fn shl<const N: i32>(v: Self::I32) -> Self::I32;
-        fn shr<const N: i32>(v: Self::I32) -> Self::I32;
         fn lookup(table: Self::F32, index: Self::I32) -> Self::F32;
         fn lookup_i(table: Self::I32, index: Self::I32) -> Self::I32;
     }

@@ -93,6 +93,11 @@ pub(crate) trait Vector: Copy + Debug + 'static {
     /// `mask ? yes : no`, lane by lane.
     fn select_i(self, mask: Self::Mask, yes: Self::I32, no: Self::I32) -> Self::I32;
 
+    /// Shifts left by `N` bits.
+    fn shl<const N: i32>(self, v: Self::I32) -> Self::I32;
+    /// Shifts right by `N` bits; zeros come in.
+    fn shr<const N: i32>(self, v: Self::I32) -> Self::I32;
+
     /// Bit `i` is lane `i`.
     fn bits(self, mask: Self::Mask) -> u32;
 
@@ -155,6 +160,15 @@ pub(crate) trait Lanes: Vector {
     /// The vectors that [`Lanes::join`] joined.
     fn split(self, v: <Self::Wide as Vector>::F32) -> [Self::F32; 2];
 
+    /// The smallest lane of each half, in all lanes of the half; without meaning if one is a NaN.
+    fn least_of_halves(self, v: <Self::Wide as Vector>::F32) -> <Self::Wide as Vector>::F32;
+    /// Entry `index & 7` of the half that the lane is in. Bit 3 of the index must be set in the second half alone.
+    fn lookup_halves(
+        self,
+        table: <Self::Wide as Vector>::F32,
+        index: <Self::Wide as Vector>::I32,
+    ) -> <Self::Wide as Vector>::F32;
+
     /// Every lane in two copies, the first and the second, in whatever places.
     fn twice(self, v: Self::F32) -> <Self::Wide as Vector>::F32;
     /// The first number in the first copies of all lanes, the second in the second copies.
@@ -179,16 +193,10 @@ pub(crate) trait Lanes: Vector {
     fn store_i(self, v: Self::I32) -> [i32; LANES];
     /// Eight bytes from memory, each 0..=255.
     fn load_u8(self, v: &[u8; LANES]) -> Self::I32;
-    /// Eight 16-bit numbers from memory, each 0..=65535.
-    fn load_u16(self, v: &[u16; LANES]) -> Self::I32;
     /// The low byte of each lane.
     fn store_u8(self, v: Self::I32) -> [u8; LANES];
     /// The low bytes of four vectors.
     fn store_u8x32(self, v: [Self::I32; 4]) -> [u8; 32];
-    /// Shifts left by `N` bits.
-    fn shl<const N: i32>(self, v: Self::I32) -> Self::I32;
-    /// Shifts right by `N` bits; zeros come in.
-    fn shr<const N: i32>(self, v: Self::I32) -> Self::I32;
     /// Entry `index & 7` of a table of eight.
     fn lookup(self, table: Self::F32, index: Self::I32) -> Self::F32;
     /// Entry `index & 15` of a table of sixteen.
@@ -208,6 +216,18 @@ pub(crate) trait Lanes: Vector {
         match v.first_chunk::<LANES>() {
             Some(v) => self.load(v),
             None => panic!("a vector takes eight elements, not {}", v.len()),
+        }
+    }
+
+    /// Sixteen numbers from the start of a slice.
+    ///
+    /// # Panics
+    /// If the slice is shorter.
+    #[inline(always)]
+    fn load_wide_at(self, v: &[f32]) -> <Self::Wide as Vector>::F32 {
+        match v.first_chunk::<WIDE>() {
+            Some(v) => self.load_wide(v),
+            None => panic!("a wide vector takes sixteen elements, not {}", v.len()),
         }
     }
 

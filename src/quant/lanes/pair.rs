@@ -80,6 +80,16 @@ impl<V: Vector> Vector for Pair<V> {
     }
 
     #[inline(always)]
+    fn shl<const N: i32>(self, v: Self::I32) -> Self::I32 {
+        Two([self.0.shl::<N>(v.0[0]), self.0.shl::<N>(v.0[1])])
+    }
+
+    #[inline(always)]
+    fn shr<const N: i32>(self, v: Self::I32) -> Self::I32 {
+        Two([self.0.shr::<N>(v.0[0]), self.0.shr::<N>(v.0[1])])
+    }
+
+    #[inline(always)]
     fn bits(self, mask: Self::Mask) -> u32 {
         self.0.bits(mask.0[0]) | self.0.bits(mask.0[1]) << V::WIDTH
     }
@@ -106,6 +116,20 @@ macro_rules! joined {
         #[inline(always)]
         fn split(self, v: <Self::Wide as Vector>::F32) -> [Self::F32; 2] {
             v.0
+        }
+
+        #[inline(always)]
+        fn least_of_halves(self, v: <Self::Wide as Vector>::F32) -> <Self::Wide as Vector>::F32 {
+            pair::Two([self.least(v.0[0]), self.least(v.0[1])])
+        }
+
+        #[inline(always)]
+        fn lookup_halves(
+            self,
+            table: <Self::Wide as Vector>::F32,
+            index: <Self::Wide as Vector>::I32,
+        ) -> <Self::Wide as Vector>::F32 {
+            pair::Two([self.lookup(table.0[0], index.0[0]), self.lookup(table.0[1], index.0[1])])
         }
 
         #[inline(always)]

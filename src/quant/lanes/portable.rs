@@ -170,6 +170,14 @@ impl Vector for Portable {
         let Array(b) = zip(mask.0, Array([1, 2, 4, 8, 16, 32, 64, 128]), |v, bit| v as u32 & bit);
         b[0] | b[1] | b[2] | b[3] | b[4] | b[5] | b[6] | b[7]
     }
+    #[inline(always)]
+    fn shl<const N: i32>(self, v: Array<i32>) -> Array<i32> {
+        map(v, |v| v << N)
+    }
+    #[inline(always)]
+    fn shr<const N: i32>(self, v: Array<i32>) -> Array<i32> {
+        map(v, |v| (v as u32 >> N) as i32)
+    }
 }
 
 impl Lanes for Portable {
@@ -217,10 +225,6 @@ impl Lanes for Portable {
         v.0
     }
     #[inline(always)]
-    fn load_u16(self, v: &[u16; LANES]) -> Array<i32> {
-        map(Array(*v), i32::from)
-    }
-    #[inline(always)]
     fn load_u8(self, v: &[u8; LANES]) -> Array<i32> {
         map(Array(*v), i32::from)
     }
@@ -235,14 +239,6 @@ impl Lanes for Portable {
         (bytes[0], bytes[1]) = (self.store_u8(v[0]), self.store_u8(v[1]));
         (bytes[2], bytes[3]) = (self.store_u8(v[2]), self.store_u8(v[3]));
         out
-    }
-    #[inline(always)]
-    fn shl<const N: i32>(self, v: Array<i32>) -> Array<i32> {
-        map(v, |v| v << N)
-    }
-    #[inline(always)]
-    fn shr<const N: i32>(self, v: Array<i32>) -> Array<i32> {
-        map(v, |v| (v as u32 >> N) as i32)
     }
     #[inline(always)]
     fn lookup(self, table: Array<f32>, index: Array<i32>) -> Array<f32> {

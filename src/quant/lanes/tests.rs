@@ -144,6 +144,18 @@ impl Kernel for Operations {
                 assert!(same(l.store(copy)[i], added + EDGES_8[i]), "{l:?} copies, lane {i}");
             }
         }
+        let in_halves = l.store_wide(l.lookup_halves(l.join([low, high]), {
+            let second = l.wide().to_bits(l.join([l.splat(0.0), l.from_bits(l.splat_i(8))]));
+            l.wide().to_bits(l.join([l.from_bits(n & m); 2])) | second
+        }));
+        let numbered = [l.load(&[3., -1., 7., 2., -5., 0., 9., 4.]), l.load(&[8., 6., 2.5, 7., 3., 4., 11., 5.])];
+        let least = l.store_wide(l.least_of_halves(l.join(numbered)));
+        for (i, &v) in numbers.iter().enumerate() {
+            let at = (v & 7) as usize;
+            assert!(same(in_halves[i], numbers[at] as f32), "{l:?} lookup_halves of {v}");
+            assert!(same(in_halves[8 + i], EDGES_8[at]), "{l:?} lookup_halves of {v}, second half");
+            assert_eq!((least[i], least[8 + i]), (-5.0, 2.5), "{l:?} least_of_halves, lane {i}");
+        }
         wide_computes_like_its_halves(l);
         assert_eq!(l.store_i(l.load_u8(&[0, 1, 127, 128, 255, 3, 4, 5])), [0, 1, 127, 128, 255, 3, 4, 5]);
     }
@@ -151,7 +163,7 @@ impl Kernel for Operations {
 
 /// Every operation of a vector, of whatever width, on two of them.
 #[inline(always)]
-fn computed<V: Vector>(v: V, a: V::F32, b: V::F32) -> [V::F32; 23] {
+fn computed<V: Vector>(v: V, a: V::F32, b: V::F32) -> [V::F32; 25] {
     let (lt, eq) = (v.lt(a, b), v.eq(a, b));
     let (n, m) = (v.to_bits(a), v.to_bits(b));
     [
@@ -178,6 +190,8 @@ fn computed<V: Vector>(v: V, a: V::F32, b: V::F32) -> [V::F32; 23] {
         v.to_f32(v.max_i(n, m)),
         v.to_f32(v.select_i(v.lt_i(n, m), v.splat_i(1), v.splat_i(2))),
         v.to_f32(v.select_i(v.eq_i(n, m), v.splat_i(3), v.splat_i(4))),
+        v.to_f32(v.shl::<5>(n)),
+        v.to_f32(v.shr::<5>(n)),
     ]
 }
 

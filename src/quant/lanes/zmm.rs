@@ -51,6 +51,24 @@ pub(super) fn split(v: F32) -> [__m256; 2] {
     unsafe { [_mm512_castps512_ps256(v.0), _mm512_extractf32x8_ps::<1>(v.0)] }
 }
 
+/// The smallest of each eight, in all of them.
+#[inline(always)]
+pub(super) fn least_of_halves(v: F32) -> F32 {
+    // SAFETY: a value of this type exists only on a CPU with the token's features.
+    unsafe {
+        let v = _mm512_min_ps(v.0, _mm512_shuffle_f32x4::<0xb1>(v.0, v.0));
+        let v = _mm512_min_ps(v, _mm512_permute_ps::<0x4e>(v));
+        F32(_mm512_min_ps(v, _mm512_permute_ps::<0xb1>(v)))
+    }
+}
+
+/// Entry `index & 15`.
+#[inline(always)]
+pub(super) fn lookup(table: F32, index: I32) -> F32 {
+    // SAFETY: a value of these types exists only on a CPU with the token's features.
+    F32(unsafe { _mm512_permutexvar_ps(index.0, table.0) })
+}
+
 /// Every lane of eight twice, side by side.
 #[inline(always)]
 pub(super) fn twice(_: Zmm, v: __m256) -> F32 {
@@ -109,6 +127,19 @@ impl Vector for Zmm {
         fn lt_i(a: I32, b: I32) -> Mask = Mask(_mm512_cmplt_epi32_mask(a.0, b.0));
         fn eq_i(a: I32, b: I32) -> Mask = Mask(_mm512_cmpeq_epi32_mask(a.0, b.0));
         fn select_i(mask: Mask, yes: I32, no: I32) -> I32 = I32(_mm512_mask_blend_epi32(mask.0, no.0, yes.0));
+    }
+
+    #[inline(always)]
+    fn shl<const N: i32>(self, v: I32) -> I32 {
+        // The shift by a constant wants an unsigned one; the compiler finds it all the same.
+        // SAFETY: the token proves that the CPU has the features.
+        I32(unsafe { _mm512_sllv_epi32(v.0, _mm512_set1_epi32(N)) })
+    }
+
+    #[inline(always)]
+    fn shr<const N: i32>(self, v: I32) -> I32 {
+        // SAFETY: the token proves that the CPU has the features.
+        I32(unsafe { _mm512_srlv_epi32(v.0, _mm512_set1_epi32(N)) })
     }
 
     #[inline(always)]
