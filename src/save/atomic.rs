@@ -8,8 +8,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, statvfs};
+
+use super::flush::EarlyFlush;
 
 /// How temporary names begin; the rest is the final name and the process number.
 const PREFIX: &str = ".to-gguf-partial-";
@@ -69,9 +73,10 @@ impl OutputError {
 pub struct AtomicFile {
     target: PathBuf,
     temporary: PathBuf,
-    file: File,
+    file: Arc<File>,
     planned: u64,
-    written: std::sync::atomic::AtomicU64,
+    written: AtomicU64,
+    flush: EarlyFlush,
     committed: bool,
 }
 
@@ -86,12 +91,19 @@ impl AtomicFile {
             .create_new(true)
             .open(&temporary)
             .map_err(OutputError::io(&temporary, "create"))?;
-        let this =
-            AtomicFile { target: target.to_owned(), temporary, file, planned, written: 0.into(), committed: false };
-        flock(&this.file, FlockOperation::NonBlockingLockExclusive)
+        let this = AtomicFile {
+            target: target.to_owned(),
+            temporary,
+            file: Arc::new(file),
+            planned,
+            written: AtomicU64::new(0),
+            flush: EarlyFlush::default(),
+            committed: false,
+        };
+        flock(&*this.file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| OutputError::io(&this.temporary, "lock")(e.into()))?;
         if planned > 0 {
-            match fallocate(&this.file, FallocateFlags::empty(), 0, planned) {
+            match fallocate(&*this.file, FallocateFlags::empty(), 0, planned) {
                 Ok(()) => {}
                 // Not every file system can reserve; the size is then set without a promise.
                 Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
@@ -108,20 +120,21 @@ impl AtomicFile {
         &self.target
     }
 
-    /// Writes bytes at a position; from any thread, each byte once.
+    /// Writes bytes at a position; from any thread, each byte once. Their way to the disk begins before the file is whole.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)?;
-        self.written.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        Ok(())
+        let before = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.flush.written(&self.file, before + bytes.len() as u64)
     }
 
     /// Checks that every planned byte was written, and flushes them to the disk.
     fn finish(&self) -> Result<(), OutputError> {
-        let written = self.written.load(std::sync::atomic::Ordering::Relaxed);
+        let written = self.written.load(Ordering::Relaxed);
         if written != self.planned {
             return Err(OutputError::Incomplete { path: self.target.clone(), written, planned: self.planned });
         }
-        self.file.sync_all().map_err(OutputError::io(&self.target, "flush"))
+        let flushed = self.flush.finish().and_then(|()| self.file.sync_all());
+        flushed.map_err(OutputError::io(&self.target, "flush"))
     }
 
     fn rename(&mut self) -> Result<(), OutputError> {

@@ -2,6 +2,7 @@
 
 pub mod adapter_file;
 mod atomic;
+mod flush;
 mod gguf;
 mod merged;
 mod nf4;
