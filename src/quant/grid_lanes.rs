@@ -5,7 +5,7 @@
 //! per eight weights of a row: importance, signs, magnitudes
 //! from here on, a lane is a sub-block:
 //! every try rounds every magnitude; a group's cells that differ from those of the try before start a run
-//! the nearest neighbours of all runs (grid_nearest.rs; grid_ends.rs for those with few)
+//! the nearest neighbours of all runs (grid_nearest.rs; grid_ends.rs where there are few, grid_lists.rs where many)
 //! the best try; some groups again, with its scale; the last sums (grid_tries.rs)
 //! ```
 //!

@@ -23,6 +23,7 @@ mod fp4;
 mod grid_ends;
 mod grid_exact;
 mod grid_lanes;
+mod grid_lists;
 mod grid_nearest;
 mod grid_runs;
 mod grid_search;
