@@ -94,7 +94,8 @@ impl<'a> Near<'a> {
     /// The candidates' numbers.
     #[inline(always)]
     pub(super) fn points(&self) -> impl Iterator<Item = u16> + use<'a> {
-        self.words.as_flattened()[..self.len].iter().map(|word| (word & POINT) as u16)
+        let near = *self;
+        (0..near.len).map(move |place| near.point(place))
     }
 }
 

@@ -12,7 +12,7 @@
 
 use super::grid_exact::next_level;
 use super::grid_nearest::{Neighbours, UNCLEAR_TRIES, Unclear};
-use super::grid_runs::{TRIES, boxed};
+use super::grid_runs::{GROUPS, TRIES, boxed};
 use super::lanes::{LANES, Lanes, Vector, WIDE};
 
 /// Added to the error over the scale of what is no candidate. Where errors are relative, none comes near to it: the scale
@@ -30,6 +30,8 @@ pub(super) struct Ends<L: Lanes> {
     second: <L::Wide as Vector>::I32,
     /// 0 to 15.
     sixteen: <L::Wide as Vector>::I32,
+    /// By group: the lead that decides, over the scale.
+    lead: [f32; GROUPS],
     /// The runs that their ends do not decide, and the terms of their candidates.
     open: [u16; AT_ONCE],
     open_terms: Box<[[f32; WIDE]; AT_ONCE]>,
@@ -52,6 +54,7 @@ impl<L: Lanes> Ends<L> {
             second_levels: in_second(l, 0x8888 << 16),
             second: in_second(l, 8),
             sixteen: l.wide().to_bits(l.join([eight; 2])) | in_second(l, 8),
+            lead: [0.0; GROUPS],
             open: [0; AT_ONCE],
             open_terms: boxed([0.0; WIDE]),
             open_count: 0,
@@ -60,9 +63,14 @@ impl<L: Lanes> Ends<L> {
 }
 
 impl<L: Lanes, const D: usize> Neighbours<L, D> {
-    /// Chooses points for all tries of all runs with eight candidates at most; the others are sorted in.
+    /// Chooses points for all tries of all runs with eight candidates at most; the others are sorted in. By sub-block, no
+    /// inverse scale is larger than `inverse`.
     #[inline(always)]
-    pub(super) fn choose_at_ends(&mut self) {
+    pub(super) fn choose_at_ends(&mut self, inverse: L::F32) {
+        let l = self.l;
+        for (lead, at_ends) in self.lead.as_chunks().0.iter().zip(self.ends.lead.as_chunks_mut().0) {
+            *at_ends = l.store(l.load(lead) * inverse);
+        }
         let runs = self.runs.numbers();
         for first in runs.clone().step_by(AT_ONCE) {
             self.ends.open_count = 0;
@@ -95,7 +103,7 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         let scales = &self.scales[group % LANES];
         let s = l.join([l.splat(scales[from]), l.splat(scales[last])]);
         let error = s * l.join([a; 2]) - l.join([b; 2]);
-        let bound = w.min(l.least_of_halves(error), w.splat(0.0)) + w.splat(self.largest_lead[group]);
+        let bound = w.min(l.least_of_halves(error), w.splat(0.0)) + w.splat(self.ends.lead[group]);
         let leading = w.bits(w.lt(error, bound));
         let place = (leading | 0x80).trailing_zeros() as usize % LANES;
         let word = l.store_i(l.splat_i(head.words[place]));
@@ -125,7 +133,7 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         let zero = w.splat(0.0);
         for from in (run.from()..run.to()).step_by(WIDE) {
             let from = from % TRIES;
-            let s = self.l.load_wide_at(&self.scales[group % LANES][from..]);
+            let s = l.load_wide_at(&self.scales[group % LANES][from..]);
             let lead = w.splat(self.lead[group]) * l.load_wide_at(&self.inverses[group % LANES][from..]);
             // The place of a candidate stands in the lowest bits of its error: two at a time, then four, then all.
             let others = w.splat_i(-(WIDE as i32));

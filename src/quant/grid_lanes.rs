@@ -196,7 +196,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
             // Runs of all tries, then those of the groups to be chosen again: a loop, so that the code is there once.
             let mut again = None;
             loop {
-                self.neighbours.choose();
+                self.neighbours.choose(inverse);
                 if let Some(again) = again {
                     scale = self.fit_again(l, &columns, scale, &mut words, again);
                     break;
@@ -204,6 +204,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
                 (scale, words) = self.best_try(l, &columns, start);
                 let (groups, left) = self.start_again(l, &columns, &tries, scale, &mut words, reach, sound);
                 unsound |= left;
+                inverse = groups.inverse;
                 again = Some(groups);
             }
         }

@@ -67,9 +67,8 @@ pub(super) struct Neighbours<L: Lanes, const D: usize> {
     /// By group, the terms of `A` and those of `2 B`: of each coordinate for every level, or, where a level has two bits,
     /// of two coordinates for every pair of levels.
     pub(super) terms: Box<[[[L::F32; 2]; D]; GROUPS]>,
-    /// By group: the lead that decides; NaN if none does. Also times the largest inverse scale.
+    /// By group: the lead that decides; NaN if none does.
     pub(super) lead: [f32; GROUPS],
-    pub(super) largest_lead: [f32; GROUPS],
     /// By group of the sub-block, and sub-block: a bit for each try that starts a run.
     pub(super) starts: [[i32; LANES]; LANES],
     /// By group: the packed levels of the coordinates with any importance.
@@ -109,7 +108,6 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
             root: [[0.0; LANES]; LONGEST_SUB_BLOCK],
             terms: boxed([[zero; 2]; D]),
             lead: [0.0; GROUPS],
-            largest_lead: [0.0; GROUPS],
             starts: [[0; LANES]; LANES],
             counting: [0; GROUPS],
             unclear: boxed(Unclear { run: Run::NONE, from: 0, tries: 0 }),
@@ -167,15 +165,6 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         self.lead[LANES * k..][..LANES].copy_from_slice(&l.store(lead));
     }
 
-    /// Tells what lead decides at the scales of which the largest inverses are these, by sub-block.
-    #[inline(always)]
-    pub(super) fn set_leads(&mut self, inverse: L::F32) {
-        let l = self.l;
-        for (lead, largest) in self.lead.as_chunks().0.iter().zip(self.largest_lead.as_chunks_mut().0) {
-            *largest = l.store(l.load(lead) * inverse);
-        }
-    }
-
     /// Forgets all runs; those to come are of so many tries.
     #[inline(always)]
     pub(super) fn clear(&mut self, tries: usize) {
@@ -184,11 +173,11 @@ impl<L: Lanes, const D: usize> Neighbours<L, D> {
         self.unclear_count = 0;
     }
 
-    /// Chooses points for all tries of all runs.
+    /// Chooses points for all tries of all runs, at scales of which the largest inverses are these, by sub-block.
     #[inline(always)]
-    pub(super) fn choose(&mut self) {
+    pub(super) fn choose(&mut self, inverse: L::F32) {
         if D == 4 {
-            self.choose_at_ends();
+            self.choose_at_ends(inverse);
         } else {
             for number in self.runs.numbers() {
                 self.take_point(number);

@@ -35,6 +35,8 @@ pub(super) struct Rechosen<L: Lanes> {
     wanted: L::Mask,
     /// Those of which the group was looked at, by group.
     groups: [L::Mask; LANES],
+    /// The inverse of the scale that was found, by sub-block.
+    pub(super) inverse: L::F32,
 }
 
 /// Eight sub-blocks by column.
@@ -87,8 +89,6 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
                 }
             }
         }
-        let last = tries.half_inverse[self.tries - 1];
-        self.neighbours.set_leads(last + last);
     }
 
     /// The cells of eight groups in every try, two tries at a time. A bit for each try whose cell is not that of the try
@@ -255,8 +255,7 @@ impl<L: Lanes, const D: usize, const N: usize> GridSearch<L, D, N> {
         let between = l.eq_i(before, larger) & l.lt_i(none, before) & l.lt_i(before, all);
         let before = l.store_i(before - l.splat_i(1));
         self.neighbours.clear(1);
-        self.neighbours.set_leads(inverse);
-        let mut again = Rechosen { wanted, groups: [l.lt(zero, zero); LANES] };
+        let mut again = Rechosen { wanted, groups: [l.lt(zero, zero); LANES], inverse };
         for k in 0..Self::GROUPS {
             let mut chosen = wanted;
             if self.rule.again == Again::OffGrid {

@@ -22,8 +22,11 @@ struct State {
 impl State {
     /// What the last flush met. The system tells it once, and so not at the file's end again.
     fn outcome(&mut self) -> io::Result<()> {
-        let outcome = self.running.take().map(JoinHandle::join);
-        outcome.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| Err(io::Error::other("the flush was cut off")))
+        match self.running.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(io::Error::other("the flush was cut off")),
+        }
     }
 }
 
